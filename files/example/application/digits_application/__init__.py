@@ -1,0 +1,1 @@
+"""The example application: draw a digit, see the prediction; see the last batch run."""

@@ -1,0 +1,1 @@
+"""A prediction service over HTTP with TensorFlow Serving's REST contract."""

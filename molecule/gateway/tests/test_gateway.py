@@ -1,0 +1,295 @@
+"""What clients, services and an operator see of the gateway."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections import Counter
+
+import pytest
+
+KEY = {"X-Api-Key": "key-of-tester"}
+LIMIT_BYTES = 1048576
+UNDECLARED_BYTES = 65536
+
+
+@pytest.fixture
+def address(host):
+    """The private address of the host."""
+    return next(a for a in host.interface.default().addresses if ":" not in a)
+
+
+@pytest.fixture
+def ask(host):
+    """Send requests over one connection from the host itself; returns the answers, or the one answer of one request."""
+
+    def send(*requests):
+        result = host.run(f"/opt/ask.py {shlex.quote(json.dumps(requests))}")
+        assert result.rc == 0, result.stderr + host.run("journalctl -u haproxy -n 20").stdout
+        answers = json.loads(result.stdout)
+        return answers if len(answers) > 1 else answers[0]
+
+    return send
+
+
+def error_of(answer):
+    assert answer["headers"]["content-type"] == "application/json", answer
+    return json.loads(answer["body"])["error"]
+
+
+def runtime(host, command):
+    """One command on the runtime socket."""
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock');"
+        "s.sendall(sys.argv[1].encode() + b'\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
+    )
+    return host.check_output(f'python3 -c "{script}" {shlex.quote(command)}')
+
+
+def wait_until(condition, what, seconds=15):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
+
+
+def test_listens_where_it_should(host, address):
+    assert host.socket("tcp://0.0.0.0:443").is_listening
+    assert host.socket(f"tcp://{address}:8404").is_listening
+    assert not host.socket("tcp://0.0.0.0:8404").is_listening
+    assert not host.socket("tcp://127.0.0.1:8404").is_listening
+    assert host.service("haproxy").is_enabled
+
+
+def test_secrets_are_closed(host):
+    certificate = host.file("/etc/haproxy/certificate.pem")
+    assert (certificate.user, certificate.mode) == ("root", 0o600)
+    keys = host.file("/etc/haproxy/keys.map")
+    assert (keys.user, keys.group, keys.mode) == ("root", "haproxy", 0o640)
+    assert "key-of-tester" not in keys.content_string
+    socket = host.file("/run/haproxy/admin.sock")
+    assert socket.mode == 0o660
+
+
+@pytest.mark.parametrize("path", ["/v1/models/digits", "/v1/models/digits:predict", "/v1/models/unknown", "/v1/models/"])
+def test_a_model_needs_a_key(ask, path):
+    for headers in ({}, {"X-Api-Key": "wrong"}, {"X_Api_Key": "key-of-tester"}):
+        answer = ask({"path": path, "headers": headers, "bytes": 10})
+        assert answer["status"] == 401
+        assert "X-Api-Key" in error_of(answer)
+        assert answer["headers"]["www-authenticate"].startswith("ApiKey")
+
+
+@pytest.mark.parametrize("path", ["/v1/models/digits", "/v1/models/digits:predict", "/v1/models/digits/versions/1:predict"])
+def test_a_key_opens_the_model(ask, path):
+    for key in ("key-of-tester", "next-key-of-tester"):
+        answer = ask({"path": path, "headers": {"X-Api-Key": key}, "bytes": 100})
+        assert answer["status"] == 200
+        received = json.loads(answer["body"])
+        assert received["path"] == path
+        assert received["port"] in (18080, 18081)
+        assert received["bytes"] == 100
+
+
+def test_unknown_paths(ask):
+    assert ask({"path": "/v1/models/unknown", "headers": KEY})["status"] == 404
+    for path in ("/v1", "/v1/", "/v1/models", "/v1/other"):
+        answer = ask({"path": path, "headers": KEY})
+        assert answer["status"] == 404
+        assert "/v1/models/<name>" in error_of(answer)
+    answer = ask({"path": "/missing"})
+    assert (answer["status"], json.loads(answer["body"])["port"]) == (404, 18082), "the application says what it does not have"
+
+
+def test_a_service_sees_only_headers_of_the_gateway(ask):
+    forged = {
+        **KEY,
+        "X-Client-Id": "somebody",
+        "X_Client_Id": "somebody",
+        "X-Forwarded-For": "203.0.113.1",
+        "X_Forwarded_For": "203.0.113.1",
+        "Forwarded": "for=203.0.113.1",
+    }
+    received = json.loads(ask({"path": "/v1/models/digits", "headers": forged})["body"])["headers"]
+    assert received["x-client-id"] == "tester"
+    assert received["x-forwarded-for"] == "127.0.0.1"
+    assert received["x-forwarded-proto"] == "https"
+    assert not {"x-api-key", "x_client_id", "x_forwarded_for", "forwarded"} & set(received)
+    received = json.loads(ask({"path": "/page", "headers": forged})["body"])["headers"]
+    assert not {"x-api-key", "x-client-id", "x_client_id"} & set(received)
+
+
+def test_request_id(ask):
+    answer = ask({"path": "/", "headers": {"X-Request-Id": "order-17:a.b=c"}})
+    assert answer["headers"]["x-request-id"] == "order-17:a.b=c"
+    assert json.loads(answer["body"])["headers"]["x-request-id"] == "order-17:a.b=c"
+    for unfit in ('say "hello"', "x" * 200, ""):
+        answer = ask({"path": "/", "headers": {"X-Request-Id": unfit}})
+        made = answer["headers"]["x-request-id"]
+        assert len(made) == 36
+        assert json.loads(answer["body"])["headers"]["x-request-id"] == made
+    assert len(ask({"path": "/v1/nothing"})["headers"]["x-request-id"]) == 36
+
+
+@pytest.mark.parametrize(
+    ("size", "chunked", "status"),
+    [
+        (LIMIT_BYTES, False, 200),
+        (LIMIT_BYTES + 1, False, 413),
+        (8 * LIMIT_BYTES, False, 413),
+        (UNDECLARED_BYTES, True, 200),
+        (UNDECLARED_BYTES + 1, True, 413),
+        (8 * LIMIT_BYTES, True, 413),
+    ],
+)
+def test_body_size(ask, size, chunked, status):
+    """The client gets the answer, not a reset, even though it was still sending; and may go on over the same connection."""
+    large = {"path": "/v1/models/digits:predict", "headers": KEY, "bytes": size, "chunked": chunked, "method": "POST"}
+    answer, next_answer = ask(large, {"path": "/v1/models/digits", "headers": KEY})
+    assert answer["status"] == status, answer
+    assert next_answer["status"] == 200
+    if status == 413:
+        assert "longer than" in error_of(answer)
+
+
+def test_a_length_beyond_32_bits_is_not_taken_for_a_short_one(ask):
+    for length in ("4294967297", "9223372036854775807"):
+        answer = ask({"path": "/v1/models/digits", "headers": {**KEY, "Content-Length": length}, "method": "POST"})
+        assert answer["status"] == 413
+
+
+def test_long_headers(ask):
+    answer = ask({"path": "/", "headers": {f"X-Long-{i}": "x" * 1000 for i in range(40)}})
+    assert answer["status"] == 431
+    assert "headers" in error_of(answer)
+
+
+def test_refused_with_a_body(ask):
+    assert ask({"path": "/v1/models/digits", "headers": {"X-Api-Key": "wrong"}, "bytes": LIMIT_BYTES})["status"] == 401
+
+
+def test_limit_of_a_client(ask):
+    slow = {"path": "/v1/models/digits", "headers": {"X-Api-Key": "key-of-slow"}}
+    answers = ask(*[slow] * 12)
+    assert Counter(a["status"] for a in answers) == {200: 5, 429: 7}
+    assert answers[-1]["headers"]["retry-after"] == "10"
+    assert "requests" in error_of(answers[-1])
+    # The others do not notice.
+    assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200
+
+
+def test_limit_of_a_source(ask):
+    answers = ask(*[{"path": "/"}] * 70)
+    # Fewer than 50 when the tests before have used some of it; the window ends by itself.
+    statuses = Counter(a["status"] for a in answers)
+    assert set(statuses) <= {200, 429}
+    assert statuses[429] >= 20
+    assert ask({"path": "/v1/models/digits"})["status"] == 429, "guessing keys counts too"
+    assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200, "a client with a key is not held to it"
+    wait_until(lambda: ask({"path": "/"})["status"] == 200, "the window of 10 s to pass", seconds=30)
+
+
+def test_no_server(ask):
+    answer = ask({"path": "/v1/models/asleep", "headers": KEY})
+    assert answer["status"] == 503
+    assert error_of(answer)
+
+
+def test_a_failing_server_is_replaced_within_the_request(ask):
+    failing = {"path": "/v1/models/digits:predict", "headers": {**KEY, "X-Fail-Port": "18081"}, "bytes": 100}
+    answers = ask(*[failing] * 10)
+    assert [json.loads(a["body"])["port"] for a in answers] == [18080] * 10
+
+
+def test_log_has_no_key(host, ask):
+    ask({"path": "/v1/models/digits?key=key-of-tester", "headers": {**KEY, "X-Request-Id": "logged-once"}})
+    log = []
+
+    def logged():
+        log[:] = [line for line in host.check_output("journalctl -u haproxy -o cat").splitlines() if "logged-once" in line]
+        return log
+
+    wait_until(logged, "the request in the log")
+    entry = json.loads(log[0])
+    assert (entry["client"], entry["path"], entry["status"]) == ("tester", "/v1/models/digits", 200)
+    assert entry["Ta"] >= 0
+    assert "key-of-tester" not in host.check_output("journalctl -u haproxy")
+
+
+def test_metrics(host, address):
+    fetch = f"python3 -c \"import urllib.request as r; print(r.urlopen('http://{address}:8404/metrics').read().decode())\""
+    metrics = host.check_output(fetch)
+    assert 'haproxy_backend_active_servers{proxy="model_digits"} 2' in metrics
+    assert 'haproxy_frontend_http_responses_total{proxy="public",code="2xx"}' in metrics
+
+
+def test_drain_survives_reload_restart_and_a_moved_server(host, ask):
+    digits = {"path": "/v1/models/digits", "headers": KEY}
+
+    def ports():
+        return {json.loads(a["body"])["port"] for a in ask(*[digits] * 10)}
+
+    def up():
+        return all(a["status"] == 200 for a in ask(*[digits] * 4))
+
+    assert ports() == {18080, 18081}
+    try:
+        runtime(host, "set server model_digits/one state drain")
+        host.check_output("systemctl reload haproxy")
+        wait_until(up, "the gateway after the reload")
+        assert ports() == {18081}
+        host.check_output("systemctl restart haproxy")
+        wait_until(up, "the gateway after the restart")
+        assert ports() == {18081}
+        # The saved state holds the old port; the configuration must win.
+        host.check_output("sed -i.kept '/backend model_digits/,/^$/s/:18081$/:18082/' /etc/haproxy/haproxy.cfg")
+        host.check_output("systemctl reload haproxy")
+        wait_until(lambda: ports() == {18082}, "the new port")
+    finally:
+        host.run("test ! -e /etc/haproxy/haproxy.cfg.kept || mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg")
+        runtime(host, "set server model_digits/one state ready")
+        host.run("systemctl reload haproxy")
+    wait_until(lambda: up() and ports() == {18080, 18081}, "both servers again")
+
+
+def test_a_reload_refuses_nobody(host):
+    """Clients that keep a connection open and send now and then see nothing of a reload."""
+    script = """
+import http.client, json, ssl, subprocess, threading, time
+context = ssl.create_default_context(cafile="/etc/haproxy/certificate.pem")
+context.check_hostname = False
+failures, answered, stop = [], [], threading.Event()
+def client():
+    connection = http.client.HTTPSConnection("127.0.0.1", 443, context=context, timeout=10)
+    while not stop.wait(0.05):
+        try:
+            connection.request("POST", "/v1/models/digits:predict", b"{}", {"X-Api-Key": "key-of-tester"})
+            response = connection.getresponse()
+            response.read()
+            (answered if response.status == 200 else failures).append(response.status)
+        except Exception as error:
+            failures.append(repr(error))
+            connection.close()
+threads = [threading.Thread(target=client) for _ in range(4)]
+for thread in threads: thread.start()
+for _ in range(3):
+    time.sleep(1)
+    subprocess.run(["systemctl", "reload", "haproxy"], check=True)
+time.sleep(1)
+stop.set()
+for thread in threads: thread.join()
+print(json.dumps([len(answered), failures]))
+"""
+    answered, failures = json.loads(host.check_output(f"python3 -c {shlex.quote(script)}"))
+    assert failures == []
+    assert answered > 100
+
+
+def test_a_broken_configuration_is_not_taken(host, ask):
+    host.check_output("cp -p /etc/haproxy/haproxy.cfg /etc/haproxy/haproxy.cfg.kept && echo nonsense >> /etc/haproxy/haproxy.cfg")
+    try:
+        assert host.run("systemctl reload haproxy").rc != 0
+        assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200
+    finally:
+        host.check_output("mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg && systemctl reload haproxy")

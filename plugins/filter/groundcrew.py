@@ -1,0 +1,74 @@
+"""Filters over models: and services: data; the logic is in plugins/module_utils/groundcrew."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# Ansible offers module_utils of a repository to modules, not to plugins on the controller.
+_PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
+if _PACKAGES not in sys.path:
+    sys.path.append(_PACKAGES)
+
+from groundcrew.errors import GroundcrewError  # noqa: E402
+from groundcrew.service_map import parse_services  # noqa: E402
+from groundcrew.services import (  # noqa: E402
+    application_service,
+    expand_models,
+    expand_services,
+    in_fleets,
+    prediction_service,
+)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of plain dicts, lists and scalars: Ansible's own containers template themselves
+    lazily.
+    """
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(
+                *(_plain(argument) for argument in arguments),
+                **{key: _plain(value) for key, value in keywords.items()},
+            )
+        except GroundcrewError as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return call
+
+
+def service_fault(services: Any) -> str:
+    """What is wrong with a list of service maps; "" when nothing is."""
+    try:
+        parse_services(services)
+    except GroundcrewError as error:
+        return str(error)
+    return ""
+
+
+class FilterModule:
+    """Filters of this repository."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "groundcrew_models": _filter(expand_models),
+            "groundcrew_services": _filter(expand_services),
+            "groundcrew_in_fleets": _filter(in_fleets),
+            "groundcrew_prediction_service": _filter(prediction_service),
+            "groundcrew_application_service": _filter(application_service),
+            "groundcrew_service_fault": _filter(service_fault),
+        }

@@ -1,0 +1,176 @@
+"""Container images named by what goes into them.
+
+The tag of an image is a hash over its Dockerfile, its inputs and its parent's tag. An image whose tag the registry
+already knows is not built again, by this machine or a colleague's; one request per image tells its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import GroundcrewError
+
+DOCKER = "/usr/bin/docker"  # the distribution's: another client earlier on PATH may lack BuildKit
+MANIFESTS = (
+    "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json, "
+    "application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.index.v1+json"
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image to build. Paths are relative to the repository."""
+
+    name: str
+    dockerfile: str
+    parent: str  # another image's name, or a reference that exists
+    context: str = "."
+    target: str = ""
+    inputs: tuple[str, ...] = field(default=())  # files and folders besides the Dockerfile's own folder
+
+
+def files_below(root: Path, path: str) -> list[Path]:
+    """Every file at or below ``path``, sorted, without what no image wants (caches)."""
+    start = root / path
+    if start.is_file():
+        return [start]
+    if not start.is_dir():
+        raise GroundcrewError(
+            f"image input '{path}' does not exist below {root}. Correct `inputs` of the image."
+        )
+    return sorted(
+        p for p in start.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".pyc"
+    )
+
+
+def content_tag(root: Path, image: Image, parent_tag: str) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over everything that goes into the image."""
+    digest = hashlib.sha256(json.dumps([image.target, parent_tag]).encode())
+    for path in [str(Path(image.dockerfile).parent), *image.inputs]:
+        for file in files_below(root, path):
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            executable = os.access(file, os.X_OK)
+            digest.update(f"{file.relative_to(root)} {executable} {content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class Builder:
+    """Builds images on this machine and pushes them to one registry.
+
+    ``registry`` is where to push (host:port or host/path), None for images that only this machine needs;
+    ``ca_file`` a CA bundle that builds trust, for networks that re-sign TLS.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: list[Image],
+        registry: str | None = None,
+        plain_http: bool = False,
+        authorization: str = "",
+        ca_file: str = "",
+    ) -> None:
+        self.root, self.registry, self.plain_http = root, registry, plain_http
+        self.authorization, self.ca_file = authorization, ca_file
+        self.images = {image.name: image for image in images}
+        self.built: list[str] = []
+
+    def tag(self, name: str) -> str:
+        image = self.images[name]
+        parent = self.tag(image.parent) if image.parent in self.images else image.parent
+        return content_tag(self.root, image, parent)
+
+    def local(self, name: str) -> str:
+        """The image's reference on this machine."""
+        return f"groundcrew/{name}:{self.tag(name)}"
+
+    def remote(self, name: str) -> str:
+        return f"{self.registry}/groundcrew/{name}:{self.tag(name)}"
+
+    def present(self, name: str) -> bool:
+        return self._docker("image", "inspect", "--format", "{{.Id}}", self.local(name)).returncode == 0
+
+    def remote_digest(self, name: str) -> str | None:
+        """The digest that the registry has for the image's tag; None when it does not have it."""
+        registry, _, path = str(self.registry).partition("/")
+        repository = "/".join(part for part in (path, "groundcrew", name) if part)
+        scheme = "http" if self.plain_http else "https"
+        request = urllib.request.Request(
+            f"{scheme}://{registry}/v2/{repository}/manifests/{self.tag(name)}",
+            method="HEAD",
+            headers={"Accept": MANIFESTS},
+        )
+        if self.authorization:
+            request.add_header("Authorization", self.authorization)
+        try:
+            # A registry on loopback is not behind the proxy of the environment.
+            opener = urllib.request.build_opener(
+                urllib.request.ProxyHandler({}) if self.plain_http else urllib.request.ProxyHandler()
+            )
+            with opener.open(request, timeout=20) as reply:
+                return str(reply.headers["Docker-Content-Digest"])
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise GroundcrewError(
+                f"the registry {registry} answers {error.code} {error.reason} for groundcrew/{name}. "
+                "Check image_registry_push and that you are logged in."
+            ) from error
+        except OSError as error:
+            raise GroundcrewError(
+                f"the registry {registry} does not answer: {error}. Start it (playbooks/provision.yml) or correct "
+                "image_registry_push."
+            ) from error
+
+    def build(self, name: str) -> None:
+        """Build the image (and its parents) unless this machine has it."""
+        if self.present(name):
+            return
+        image = self.images[name]
+        if image.parent in self.images:
+            self.build(image.parent)
+            parent = self.local(image.parent)
+        else:
+            parent = image.parent
+        command = ["build", "--file", str(self.root / image.dockerfile), "--build-arg", f"PARENT={parent}"]
+        command += ["--tag", self.local(name), "--tag", f"groundcrew/{name}:build"]
+        if image.target:
+            command += ["--target", image.target]
+        if self.ca_file:
+            command += ["--secret", f"id=ca,src={self.ca_file}"]
+        done = self._docker(*command, "--progress", "plain", str(self.root / image.context))
+        if done.returncode != 0:
+            lines = (done.stdout + done.stderr).strip().splitlines()[-25:]
+            raise GroundcrewError(
+                f"image '{name}' does not build from {image.dockerfile}. Its last lines:\n" + "\n".join(lines)
+            )
+        self.built.append(name)
+
+    def push(self, name: str) -> str:
+        """Build and push the image unless the registry has it; returns its digest."""
+        digest = self.remote_digest(name)
+        if digest:
+            return digest
+        self.build(name)
+        self._docker("tag", self.local(name), self.remote(name))
+        done = self._docker("push", "--quiet", self.remote(name))
+        if done.returncode != 0:
+            raise GroundcrewError(f"image '{name}' cannot be pushed to {self.registry}: {done.stderr.strip()}")
+        if name not in self.built:
+            self.built.append(name)
+        digest = self.remote_digest(name)
+        if digest is None:
+            raise GroundcrewError(f"the registry lost image '{name}' right after the push; its disk may be full.")
+        return digest
+
+    @staticmethod
+    def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
+        return subprocess.run([DOCKER, *arguments], env=environment, capture_output=True, text=True, check=False)

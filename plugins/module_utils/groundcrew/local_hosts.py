@@ -1,0 +1,196 @@
+"""Containers as EC2 instances: for each running instance of the stand-in there is one container at its private address.
+
+The cloud says what runs; this only follows. An instance that was terminated loses its container, a stopped one keeps it
+stopped, a replaced one (same name and address, new instance id) gets a fresh container.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import GroundcrewError
+
+LABEL = "groundcrew"
+
+# What systemd, sshd and a nested Docker Engine need. Less than --privileged: no SYS_RESOURCE (which some machines
+# cannot give), no devices, no host namespaces but the control groups.
+HOST_CONFIG: dict[str, Any] = {
+    "CapAdd": ["ALL"],
+    "CapDrop": ["SYS_RESOURCE"],
+    "SecurityOpt": ["seccomp=unconfined", "apparmor=unconfined"],
+    # What the command line calls systempaths=unconfined: nested containers mount a /proc of their own.
+    "MaskedPaths": [],
+    "ReadonlyPaths": [],
+    # Nested containers do not start in a private control group namespace (control groups v1).
+    "CgroupnsMode": "host",
+    "Binds": ["/sys/fs/cgroup:/sys/fs/cgroup:rw"],
+    "Tmpfs": {"/run": "", "/run/lock": ""},
+    "RestartPolicy": {"Name": "unless-stopped"},
+}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance as the cloud reports it."""
+
+    id: str
+    name: str
+    address: str
+    state: str  # pending, running, stopping, stopped, shutting-down, terminated
+
+
+@dataclass
+class Plan:
+    """What must happen to the containers, by host name."""
+
+    create: list[str] = field(default_factory=list)
+    remove: list[str] = field(default_factory=list)
+    start: list[str] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.create or self.remove or self.start or self.stop)
+
+
+def plan(
+    declared: list[str], instances: list[Instance], containers: dict[str, tuple[str, bool]]
+) -> Plan:
+    """Compare the cloud with the containers.
+
+    ``declared`` are the inventory's host names, ``containers`` maps a host name to (instance id, whether it runs).
+    Raises GroundcrewError when there are containers and the cloud knows nothing: it was lost, and following it would
+    delete every host.
+    """
+    alive = {i.name: i for i in instances if i.state in ("pending", "running", "stopping", "stopped")}
+    if containers and not instances:
+        raise GroundcrewError(
+            f"the AWS stand-in knows no instance, but the hosts {', '.join(sorted(containers))} are there: its memory is "
+            "lost or belongs to another checkout. Nothing was deleted. Restore build/<environment>/cloud, or run "
+            "'make clean' and then 'make deploy'."
+        )
+    result = Plan()
+    for name, (instance_id, running) in containers.items():
+        instance = alive.get(name)
+        if instance is None or instance.id != instance_id:
+            result.remove.append(name)
+        elif instance.state in ("pending", "running") and not running:
+            result.start.append(name)
+        elif instance.state in ("stopping", "stopped") and running:
+            result.stop.append(name)
+    for name, instance in alive.items():
+        kept = name in containers and name not in result.remove
+        if not kept and name in declared and instance.state in ("pending", "running"):
+            result.create.append(name)
+    return result
+
+
+def read_instances(ec2: Any, environment: str) -> list[Instance]:
+    """Every instance of the environment, terminated ones included while the cloud still lists them."""
+    pages = ec2.get_paginator("describe_instances").paginate(
+        Filters=[{"Name": "tag:Environment", "Values": [environment]}]
+    )
+    found = []
+    for page in pages:
+        for reservation in page["Reservations"]:
+            for raw in reservation["Instances"]:
+                tags = {tag["Key"]: tag["Value"] for tag in raw.get("Tags", [])}
+                found.append(
+                    Instance(raw["InstanceId"], tags.get("Name", ""), raw.get("PrivateIpAddress", ""), raw["State"]["Name"])
+                )
+    return found
+
+
+def read_user_data(ec2: Any, instance_id: str) -> str:
+    """The user-data that an instance was started with."""
+    import base64
+
+    reply = ec2.describe_instance_attribute(InstanceId=instance_id, Attribute="userData")
+    return base64.b64decode(reply["UserData"].get("Value", "")).decode()
+
+
+def seed_archive(instance: Instance, user_data: str) -> bytes:
+    """A tar archive with cloud-init's NoCloud seed, to be unpacked at the root of the container."""
+    files = {
+        "user-data": user_data,
+        "meta-data": f"instance-id: {instance.id}\nlocal-hostname: {instance.name}\n",
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"var/lib/cloud/seed/nocloud/{name}")
+            info.size, info.mode = len(text.encode()), 0o600
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+class LocalHosts:
+    """The containers of one environment, through the Docker SDK."""
+
+    def __init__(self, docker: Any, environment: str, network: str) -> None:
+        self.docker, self.environment, self.network = docker, environment, network
+
+    def containers(self) -> dict[str, Any]:
+        """Host name to container."""
+        found = self.docker.containers.list(
+            all=True,
+            filters={"label": [f"{LABEL}.environment={self.environment}", f"{LABEL}.kind=host"]},
+        )
+        return {container.labels[f"{LABEL}.host"]: container for container in found}
+
+    def create(self, host: dict[str, Any], instance: Instance, user_data: str) -> None:
+        """Create and start the container of one host.
+
+        ``host``: name, image, memory (such as "1g"), publish (list of {address, port, host_port}).
+        """
+        from docker.utils import parse_bytes
+
+        published = host.get("publish") or []
+        config = {
+            "Image": host["image"],
+            "Cmd": ["/lib/systemd/systemd"],
+            "Hostname": host["name"],
+            "Env": ["container=docker"],
+            "StopSignal": "SIGRTMIN+3",
+            # An anonymous volume: nested overlay2 needs a real file system under it.
+            "Volumes": {"/var/lib/docker": {}},
+            "ExposedPorts": {f"{entry['port']}/tcp": {} for entry in published},
+            "Labels": {
+                f"{LABEL}.environment": self.environment,
+                f"{LABEL}.kind": "host",
+                f"{LABEL}.host": host["name"],
+                f"{LABEL}.instance": instance.id,
+            },
+            "HostConfig": {
+                **HOST_CONFIG,
+                "NetworkMode": self.network,
+                "Memory": parse_bytes(host["memory"]) if host.get("memory") else 0,
+                "PortBindings": {
+                    f"{entry['port']}/tcp": [
+                        {"HostIp": entry["address"], "HostPort": str(entry["host_port"])}
+                    ]
+                    for entry in published
+                },
+            },
+            "NetworkingConfig": {
+                "EndpointsConfig": {
+                    self.network: {"IPAMConfig": {"IPv4Address": instance.address}}
+                }
+            },
+        }
+        created = self.docker.api.create_container_from_config(config, name=host["name"])
+        container = self.docker.containers.get(created["Id"])
+        try:
+            container.put_archive("/", seed_archive(instance, user_data))
+            container.start()
+        except Exception:
+            # Half a host would look like a whole one to the next run.
+            container.remove(force=True, v=True)
+            raise
+
+    def remove(self, container: Any) -> None:
+        """Remove a container and the anonymous volume of its Docker Engine."""
+        container.remove(force=True, v=True)

@@ -1,0 +1,306 @@
+"""From what a team writes in its inventory (`models:` and `services:`) to service maps.
+
+Every refusal names the model or service, the key, its value, and the file to edit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .errors import GroundcrewError
+from .service_map import nearest
+
+MODEL_KEYS = (
+    "framework",
+    "fleet",
+    "host_port",
+    "version",
+    "variants",
+    "image",
+    "env",
+    "resources",
+    "ready_timeout_seconds",
+    "drain_seconds",
+)
+VARIANT_KEYS = ("version", "weight", "framework", "host_port")
+SERVICE_KEYS = (
+    "image",
+    "fleet",
+    "port",
+    "model",
+    "batch_job",
+    "env",
+    "command",
+    "ready",
+    "ready_timeout_seconds",
+    "resources",
+    "drain_seconds",
+)
+# A variant has two ports on a host: its own and, one above, the one of its next release.
+PORTS_A_VARIANT = 2
+
+# Where the application finds what it is given.
+API_KEY_FILE = "/run/secrets/api_key"
+PREDICTION_CA_FILE = "/etc/groundcrew/prediction-ca.pem"
+
+_MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def expand_models(
+    models: Any, frameworks: Sequence[str], file: str = "models.yml"
+) -> list[dict[str, Any]]:
+    """Variants of all models, each a service `<model>-<version>`, sorted by model, then as written.
+
+    frameworks: the known ones. file: what a person has to edit, for the messages. A variant has the
+    keys name, model, version, weight, framework, fleet, host_port and, where given, image, env,
+    resources, ready_timeout_seconds and drain_seconds. Weights of a model sum to 100. Raises
+    GroundcrewError for the first fault.
+    """
+    variants: list[dict[str, Any]] = []
+    ports: dict[int, str] = {}
+    for name, model in sorted(_entries(models, "models", file).items()):
+        for variant in _variants(name, model, frameworks, file):
+            taken = ports.setdefault(variant["host_port"], variant["name"])
+            if taken != variant["name"]:
+                raise _Fault(f"model {name}", file)(
+                    f"host_port {variant['host_port']} of {variant['name']} is {taken}'s; "
+                    f"give the model another, {PORTS_A_VARIANT} for each variant."
+                )
+            variants.append(variant)
+    return variants
+
+
+def expand_services(services: Any, file: str = "services.yml") -> list[dict[str, Any]]:
+    """Services as a team writes them, checked and with defaults: [{name, fleet, image, port, ...}],
+    sorted by name.
+
+    Raises GroundcrewError for the first fault.
+    """
+    expanded = []
+    for name, service in sorted(_entries(services, "services", file).items()):
+        fault = _Fault(f"service {name}", file)
+        if not _SERVICE_NAME.fullmatch(name):
+            raise fault(
+                "its name has to be lower case letters, digits, '_' and '-', a letter first."
+            )
+        given = fault.entry(service, SERVICE_KEYS)
+        if not isinstance(given.get("image"), str):
+            raise fault(
+                f"image is {given.get('image')!r}; name an image that is built or listed, such as "
+                f"application_digits."
+            )
+        port = fault.port("port", given.get("port"))
+        expanded.append({"fleet": "application", **given, "name": name, "port": port})
+    return expanded
+
+
+def in_fleets(entries: Iterable[Mapping[str, Any]], fleets: Sequence[str]) -> list[dict[str, Any]]:
+    """The variants or services that belong to one of these fleets."""
+    return [dict(entry) for entry in entries if entry["fleet"] in fleets]
+
+
+def prediction_service(
+    variant: Mapping[str, Any],
+    framework: Mapping[str, Any],
+    images: Mapping[str, str],
+    manifests: Mapping[str, Mapping[str, str]],
+    model_directory: str,
+    placeholders: bool = False,
+) -> dict[str, Any]:
+    """The service map of one variant.
+
+    framework: what a framework's variables and template say: image, port, ready_path and, where
+    needed, env, command, config, tmpfs, resources, ready_timeout_seconds. images: name -> reference
+    by digest. manifests: model -> version -> sha256 of its manifest. model_directory: where models
+    lie on the host. The model's own env and limits win over the framework's. Raises GroundcrewError
+    when the image or the manifest is missing; with placeholders (check mode on a fresh host, where
+    nothing was built or fetched) stands in for them.
+    """
+    model, version = str(variant["model"]), str(variant["version"])
+    where = f"model {model}, version {version}"
+    image = _image(str(variant.get("image") or framework["image"]), images, where, placeholders)
+    manifest = manifests.get(model, {}).get(version)
+    if not manifest and not placeholders:
+        raise GroundcrewError(
+            f"{where}: the sha256 of its manifest is not known, so it was not fetched to this "
+            f"host. "
+            f"Run the model_store role for it first."
+        )
+    source, target = f"{model_directory}/{model}/{version}", f"/models/{model}/{version}"
+    service: dict[str, Any] = {
+        "name": variant["name"],
+        "image": image,
+        "env": {**framework.get("env", {}), **variant.get("env", {})},
+        "mounts": [{"source": source, "target": target, "read_only": True}],
+        "port": framework["port"],
+        "host_port": variant["host_port"],
+        "ready": {"golden": f"{source}/golden.json", "path": framework["ready_path"]},
+        "manifest_sha256": str(manifest) if manifest else None,
+    }
+    for key in ("command", "config", "tmpfs"):
+        if framework.get(key):
+            service[key] = framework[key]
+    resources = {**framework.get("resources", {}), **variant.get("resources", {})}
+    if resources:
+        service["resources"] = resources
+    for key in ("ready_timeout_seconds", "drain_seconds"):
+        value = variant.get(key, framework.get(key))
+        if value is not None:
+            service[key] = value
+    return service
+
+
+def application_service(
+    service: Mapping[str, Any],
+    images: Mapping[str, str],
+    settings: Mapping[str, Any],
+    placeholders: bool = False,
+) -> dict[str, Any]:
+    """The service map of one of the team's web services, which shares the host's network.
+
+    settings: address (private, to listen on), prediction_url, prediction_ca (PEM, "" for none),
+    api_key, store_bucket, aws_env_file ("" for none). The service's own env wins. Errors and
+    placeholders as for prediction_service.
+    """
+    name = str(service["name"])
+    env: dict[str, Any] = {
+        "HOST": settings["address"],
+        "PORT": str(service["port"]),
+        "PREDICTION_URL": settings["prediction_url"],
+        "API_KEY_FILE": API_KEY_FILE,
+        "STORE_BUCKET": settings["store_bucket"],
+        "MODEL_NAME": service.get("model"),
+        "BATCH_JOB": service.get("batch_job"),
+    }
+    result: dict[str, Any] = {
+        "name": name,
+        "image": _image(str(service["image"]), images, f"service {name}", placeholders),
+        # An instance profile answers at the first hop only, so a bridge would cut it off.
+        "network": "host",
+        "port": service["port"],
+        "ready": service.get("ready", {"path": "/healthz"}),
+        "secrets": {API_KEY_FILE: settings["api_key"]},
+    }
+    if settings.get("prediction_ca"):
+        env["PREDICTION_CA_FILE"] = PREDICTION_CA_FILE
+        result["config"] = {PREDICTION_CA_FILE: settings["prediction_ca"]}
+    if settings.get("aws_env_file"):
+        result["env_file"] = [settings["aws_env_file"]]
+    result["env"] = {
+        key: value for key, value in {**env, **service.get("env", {})}.items() if value is not None
+    }
+    for key in ("command", "resources", "ready_timeout_seconds", "drain_seconds"):
+        if key in service:
+            result[key] = service[key]
+    return result
+
+
+def _image(image: str, images: Mapping[str, str], where: str, placeholders: bool) -> str:
+    if "@sha256:" in image:
+        return image
+    if image in images:
+        return str(images[image])
+    if placeholders:
+        return f"{image}@sha256:{'0' * 64}"
+    raise GroundcrewError(
+        f"{where}: image '{image}' has no digest yet.{nearest(image, images)} Build and push it "
+        f"first."
+    )
+
+
+def _variants(name: str, model: Any, frameworks: Sequence[str], file: str) -> list[dict[str, Any]]:
+    fault = _Fault(f"model {name}", file)
+    if not _MODEL_NAME.fullmatch(name):
+        raise fault("its name has to be lower case letters, digits and '_', a letter first.")
+    given = fault.entry(model, MODEL_KEYS)
+    if ("version" in given) == ("variants" in given):
+        raise fault('give either version: "3" or variants: [{version: "3", weight: 100}].')
+    listed = given.get("variants", [{"version": given.get("version"), "weight": 100}])
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
+        raise fault(f"variants is {listed!r}; it has to be a list of {{version, weight}}.")
+    first_port = fault.port("host_port", given.get("host_port"))
+    shared = {
+        key: value
+        for key, value in given.items()
+        if key not in ("version", "variants", "host_port", "framework")
+    }
+    variants = []
+    for number, item in enumerate(listed):
+        own = fault.entry(item, VARIANT_KEYS, f"variant {number + 1}: ")
+        version = str(own.get("version"))
+        if isinstance(own.get("version"), bool) or not _VERSION.fullmatch(version):
+            raise fault(f"version is {own.get('version')!r}; it has to be a whole number from 1.")
+        framework = str(own.get("framework", given.get("framework", "")))
+        if framework not in frameworks:
+            raise fault(f"unknown framework '{framework}'.{nearest(framework, frameworks)}")
+        weight = own.get("weight")
+        if isinstance(weight, bool) or not isinstance(weight, int) or not 0 <= weight <= 100:
+            raise fault(f"weight of version {version} is {weight!r}; it has to be 0 to 100.")
+        port = fault.port("host_port", own.get("host_port", first_port + PORTS_A_VARIANT * number))
+        if port % 2:
+            raise fault(
+                f"host_port is {port}; it has to be even, the odd one above is the second slot."
+            )
+        variants.append(
+            {
+                "fleet": "prediction",
+                **shared,
+                "name": f"{name}-{version}",
+                "model": name,
+                "version": version,
+                "weight": weight,
+                "framework": framework,
+                "host_port": port,
+            }
+        )
+    versions = [variant["version"] for variant in variants]
+    if len(set(versions)) != len(versions):
+        raise fault(f"versions {', '.join(versions)}: one is there twice.")
+    weights = [variant["weight"] for variant in variants]
+    if sum(weights) != 100:
+        raise fault(
+            f"weights {' + '.join(str(weight) for weight in weights)} sum to {sum(weights)}; they "
+            f"have to sum to 100."
+        )
+    return variants
+
+
+def _entries(entries: Any, what: str, file: str) -> dict[str, Any]:
+    if not isinstance(entries, Mapping):
+        raise GroundcrewError(
+            f"{what} is a {type(entries).__name__}; it has to be a map. Edit {file}."
+        )
+    return {str(name): entry for name, entry in entries.items()}
+
+
+class _Fault:
+    """Makes errors about one entry of a file, and reads what may be wrong in it."""
+
+    def __init__(self, what: str, file: str) -> None:
+        self._what = what
+        self._file = file
+
+    def __call__(self, message: str) -> GroundcrewError:
+        return GroundcrewError(f"{self._what}: {message} Edit {self._file}.")
+
+    def entry(self, entry: Any, known: Sequence[str], where: str = "") -> dict[str, Any]:
+        if not isinstance(entry, Mapping):
+            raise self(f"{where}it is {entry!r}; it has to be a map.")
+        for key in entry:
+            if key not in known:
+                raise self(f"{where}unknown key '{key}'.{nearest(str(key), known)}")
+        for key in ("env", "resources", "ready"):
+            if not isinstance(entry.get(key, {}), Mapping):
+                raise self(f"{where}{key} is {entry[key]!r}; it has to be a map.")
+        return {str(key): value for key, value in entry.items() if value is not None}
+
+    def port(self, key: str, value: Any) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,5}", str(value)):
+            raise self(f"{key} is {value!r}; it has to be a port, 1024 to 65535.")
+        if not 1024 <= int(value) <= 65535:
+            raise self(f"{key} is {value}; it has to be a port, 1024 to 65535.")
+        return int(value)

@@ -1,0 +1,242 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Release long-running containers on a host from declarative service maps."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: container_release
+short_description: Release long-running containers on a host from declarative service maps
+description:
+  - Brings the containers of one host to what a list of service maps says, in one call for all of
+  them. - A service whose map, contents and model manifest are unchanged and whose container runs is
+  left alone. - A changed one is pulled, created and proven ready (by its golden prediction or an
+  HTTP 200) while the
+    old container is stopped but kept. If it never becomes ready it is removed, the old one is
+    started again, and the module fails with the last log lines and the last readiness answer.
+  - A run that was interrupted anywhere is mended by running it again.
+options:
+  services:
+    description: Service maps. See the README of role container_service for every key.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {type: str, required: true, description: Name of the service and of its container.}
+      image: {type: str, description: "Image with its digest, <repository>@sha256:<digest>."}
+      env: {type: dict, description: Environment variables. No secrets.}
+      env_file: {type: list, elements: path, description: Files on the host with more variables.}
+      mounts:
+        type: list
+        elements: dict
+        description: Maps of source, target and read_only (true).
+      tmpfs: {type: list, elements: str, description: "Paths in memory; [/tmp] when left out."}
+      port: {type: int, description: Port on which the container listens.}
+      host_port: {type: int, description: Even port on bind_address that leads to it (network
+      bridge).} network: {type: str, description: "bridge (when left out) or host."} ready:
+        type: dict
+        description: "Proof: golden (a file) and path, or path alone (HTTP 200); running_seconds."
+      ready_timeout_seconds: {type: float, description: Most seconds until it is ready.}
+      resources: {type: dict, description: "Limits: cpus, memory, gpus."}
+      command: {type: list, elements: str, description: Arguments instead of the image's.}
+      user: {type: str, description: Numeric uid or uid:gid.}
+      read_only: {type: bool, description: Whether the root file system is read-only.}
+      cap_add: {type: list, elements: str, description: Capabilities; all others are dropped.}
+      config: {type: dict, description: "Files: path in the container -> content."}
+      secrets: {type: dict, description: "Files of mode 0400: path in the container -> content."}
+      labels: {type: dict, description: More labels of the container.}
+      drain_seconds: {type: int, description: Seconds the gateway gives open requests.}
+      stop_seconds: {type: int, description: Seconds between SIGTERM and SIGKILL.}
+      manifest_sha256: {type: str, description: "sha256 of the model's manifest."}
+      absent: {type: bool, description: Stop and remove the service.}
+  remove:
+    description: Names of services to stop and remove.
+    type: list
+    elements: str
+    default: []
+  family:
+    description:
+      - A word for all services of this list, such as prediction. Services of the same family that
+      are not
+        in the list are removed. One whose port a new service takes is first kept as its way back.
+    type: str
+    default: ""
+  bind_address:
+    description: Private address of the host on which ports are published and readiness is asked.
+    type: str
+    required: true
+  state_directory:
+    description: Where config and secrets of the releases lie.
+    type: path
+    default: /var/lib/groundcrew/services
+  engine_command:
+    description: The docker command line.
+    type: str
+    default: docker
+attributes:
+  check_mode: {support: full, description: Says what would change; an engine need not be installed
+  yet.} diff_mode: {support: full, description: Lists which keys of each map differ, never values.}
+author: [Groundcrew]
+"""
+
+EXAMPLES = r"""
+- name: service | Release the model servers
+  container_release:
+    bind_address: 10.0.0.11
+    family: prediction
+    services:
+      - name: digits-1
+        image: registry.example/prediction_sklearn@sha256:0123…
+        env: {MODEL_NAME: digits}
+        mounts: [{source: /srv/models/digits/1, target: /models/digits/1}]
+        port: 8080
+        host_port: 18080
+        ready: {golden: /srv/models/digits/1/golden.json, path: "/v1/models/digits:predict"}
+"""
+
+RETURN = r"""
+services:
+  description: What was done for each service, in the order of the list, then the removed ones.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name: {type: str, description: Name of the service.}
+    release: {type: str, description: First 12 hex digits of the release's hash.}
+    image: {type: str, description: Image with digest.}
+    action:
+      type: str
+      description: One of none, created, replaced, started, cleaned, removed, absent.
+    ready_ms: {type: int, description: Milliseconds from start to ready; null where nothing was
+    started.}
+"""
+
+import shutil
+import signal
+from types import FrameType
+from typing import Any, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.groundcrew.container_engine import DockerEngine
+from ansible.module_utils.groundcrew.errors import GroundcrewError
+from ansible.module_utils.groundcrew.release import (
+    LinuxHost,
+    Outcome,
+    Releaser,
+    ReleaseError,
+    lock,
+    summary,
+    without_engine,
+)
+from ansible.module_utils.groundcrew.service_map import parse_services
+
+SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "image": {"type": "str"},
+    "env": {"type": "dict"},
+    "env_file": {"type": "list", "elements": "path"},
+    "mounts": {"type": "list", "elements": "dict"},
+    "tmpfs": {"type": "list", "elements": "str"},
+    "port": {"type": "int"},
+    "host_port": {"type": "int"},
+    "network": {"type": "str"},
+    "ready": {"type": "dict"},
+    "ready_timeout_seconds": {"type": "float"},
+    "resources": {"type": "dict"},
+    "command": {"type": "list", "elements": "str"},
+    "user": {"type": "str"},
+    "read_only": {"type": "bool"},
+    "cap_add": {"type": "list", "elements": "str"},
+    "config": {"type": "dict"},
+    # Contents of secrets are hidden in everything this module returns, its failures and log lines
+    # included.
+    "secrets": {"type": "dict", "no_log": True},
+    "labels": {"type": "dict"},
+    "drain_seconds": {"type": "int"},
+    "stop_seconds": {"type": "int"},
+    "manifest_sha256": {"type": "str"},
+    "absent": {"type": "bool"},
+}
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end; the release logic first restores what served."""
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signal.Signals(number).name)
+
+
+def _result(outcomes: list[Outcome], check: bool) -> dict[str, Any]:
+    changed = [outcome for outcome in outcomes if outcome.changed]
+    return {
+        "changed": bool(changed),
+        "services": [
+            {
+                "name": outcome.name,
+                "release": outcome.release,
+                "image": outcome.image,
+                "action": outcome.action,
+                "ready_ms": outcome.ready_ms,
+            }
+            for outcome in outcomes
+        ],
+        "diff": {"prepared": "".join(summary(outcome, future=check) for outcome in changed)},
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "services": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": SERVICE_OPTIONS,
+            },
+            "remove": {"type": "list", "elements": "str", "default": []},
+            "family": {"type": "str", "default": ""},
+            "bind_address": {"type": "str", "required": True},
+            "state_directory": {"type": "path", "default": "/var/lib/groundcrew/services"},
+            "engine_command": {"type": "str", "default": "docker"},
+        },
+        supports_check_mode=True,
+    )
+    parameters = module.params
+    check = bool(module.check_mode)
+    outcomes: list[Outcome] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        services = parse_services(parameters["services"])
+        remove, address = parameters["remove"], parameters["bind_address"]
+        if check and shutil.which(parameters["engine_command"]) is None:
+            outcomes = without_engine(services, remove, address)
+            module.exit_json(**_result(outcomes, check))
+        releaser = Releaser(
+            DockerEngine(parameters["engine_command"]),
+            LinuxHost(),
+            state_directory=parameters["state_directory"],
+            bind_address=address,
+            family=parameters["family"],
+            log=module.log,
+        )
+        if check:
+            outcomes = releaser.run(services, remove, check=True)
+        else:
+            with lock(parameters["state_directory"]):
+                outcomes = releaser.run(services, remove)
+    except ReleaseError as error:
+        module.fail_json(msg=str(error), **_result(error.done, check))
+    except GroundcrewError as error:
+        module.fail_json(msg=str(error), **_result(outcomes, check))
+    except Interrupted as error:
+        module.fail_json(
+            msg=f"interrupted by {error}; what served before was started again. Run it again.",
+            **_result(outcomes, check),
+        )
+    module.exit_json(**_result(outcomes, check))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+#!/usr/bin/python
+"""Follow the AWS stand-in with containers; thin over groundcrew.local_hosts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: local_hosts
+short_description: For each running instance of the AWS stand-in, one container at its private address
+description:
+  - Runs on the controller. Region, endpoint and credentials come from the play's C(environment).
+options:
+  environment_name: {description: The value of the tag Environment., type: str, required: true}
+  network: {description: Docker network that stands for the subnet., type: str, required: true}
+  hosts:
+    description: What the inventory declares and the cloud does not know.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name: {description: Host name., type: str, required: true}
+      variant: {description: "Kind of machine image: plain, baked or dlami.", type: str, required: true}
+      memory: {description: Memory limit such as 1g., type: str}
+      publish: {description: "Ports on this machine: address, port, host_port.", type: list, elements: dict, default: []}
+  images: {description: "Host image of each variant, by host-<variant>.", type: dict, default: {}}
+  remove_all: {description: Remove every container of the environment instead., type: bool, default: false}
+"""
+
+RETURN = r"""
+created: {description: Hosts that were created., type: list, elements: str, returned: always}
+removed: {description: Hosts that were removed., type: list, elements: str, returned: always}
+instances: {description: Host name to instance id., type: dict, returned: always}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.groundcrew.errors import GroundcrewError
+from ansible.module_utils.groundcrew.local_hosts import LocalHosts, plan, read_instances, read_user_data
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "environment_name": {"type": "str", "required": True},
+            "network": {"type": "str", "required": True},
+            "hosts": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "variant": {"type": "str", "required": True},
+                    "memory": {"type": "str"},
+                    "publish": {"type": "list", "elements": "dict", "default": []},
+                },
+            },
+            "images": {"type": "dict", "default": {}},
+            "remove_all": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    import docker
+    import docker.errors
+
+    try:
+        engine = docker.from_env(timeout=120)
+        local = LocalHosts(engine, module.params["environment_name"], module.params["network"])
+        containers = local.containers()
+        if module.params["remove_all"]:
+            if not module.check_mode:
+                for container in containers.values():
+                    local.remove(container)
+            module.exit_json(changed=bool(containers), created=[], removed=sorted(containers), instances={})
+        import boto3
+
+        ec2 = boto3.client("ec2")
+        instances = read_instances(ec2, module.params["environment_name"])
+        images = module.params["images"]
+        declared = {h["name"]: {**h, "image": images.get(f"host-{h['variant']}")} for h in module.params["hosts"]}
+        todo = plan(
+            list(declared),
+            instances,
+            {name: (c.labels["groundcrew.instance"], c.status == "running") for name, c in containers.items()},
+        )
+        alive = {i.name: i for i in instances if i.state not in ("shutting-down", "terminated")}
+        if not module.check_mode:
+            for name in todo.remove:
+                local.remove(containers[name])
+            for name in todo.stop:
+                containers[name].stop(timeout=30)
+            for name in todo.start:
+                containers[name].start()
+            for name in todo.create:
+                local.create(declared[name], alive[name], read_user_data(ec2, alive[name].id))
+    except GroundcrewError as error:
+        module.fail_json(msg=str(error))
+    except docker.errors.DockerException as error:
+        module.fail_json(msg=f"Docker Engine on this machine refused: {error}")
+    module.exit_json(
+        changed=todo.changed,
+        created=todo.create,
+        removed=todo.remove,
+        started=todo.start,
+        stopped=todo.stop,
+        instances={name: instance.id for name, instance in alive.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

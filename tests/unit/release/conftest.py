@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from fakes import DIGEST, FakeEngine, FakeHost  # noqa: E402
+from groundcrew.release import Outcome, Releaser  # noqa: E402
+from groundcrew.service_map import parse_services  # noqa: E402
+
+
+class World:
+    """One host with a fake engine; deploy() is one run of the module."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.engine = FakeEngine()
+        self.host = FakeHost(self.engine)
+
+    def deploy(self, *services: dict[str, Any], **options: Any) -> list[Outcome]:
+        self.engine.revive()
+        return self.resume(*services, **options)
+
+    def resume(self, *services: dict[str, Any], **options: Any) -> list[Outcome]:
+        check = options.pop("check", False)
+        remove = options.pop("remove", [])
+        releaser = Releaser(
+            self.engine,
+            self.host,
+            state_directory=str(self.state),
+            bind_address="10.0.0.1",
+            **{"family": "prediction", **options},
+        )
+        return releaser.run(parse_services(list(services)), remove, check=check)
+
+    def status(self) -> dict[str, str]:
+        return {name: box.status for name, box in sorted(self.engine.boxes.items())}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def a_service() -> Callable[..., dict[str, Any]]:
+    def make(behaviour: str = "good", **keys: Any) -> dict[str, Any]:
+        env = {"BEHAVIOUR": behaviour, **keys.pop("env", {})}
+        return {
+            "name": "digits-1",
+            "image": DIGEST,
+            "port": 8080,
+            "host_port": 18080,
+            "ready": {"path": "/healthz"},
+            "user": f"{os.getuid()}:{os.getgid()}",
+            "env": env,
+            **keys,
+        }
+
+    return make

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import joblib
+import numpy as np
+import pytest
+import train
+from groundcrew import golden, model_store
+from groundcrew.errors import GroundcrewError
+from moto.server import ThreadedMotoServer
+
+BUCKET = "groundcrew-test-store"
+REQUIRED = {"MODEL_NAME": "digits", "MODEL_VERSION": "1", "STORE_BUCKET": BUCKET}
+
+
+@pytest.fixture(scope="module")
+def store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The environment of a job that may use an empty store."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    patch = pytest.MonkeyPatch()
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"]).create_bucket(Bucket=BUCKET)
+    yield environment
+    patch.undo()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(store: dict[str, str]) -> Any:
+    return boto3.client("s3", endpoint_url=store["AWS_ENDPOINT_URL"])
+
+
+@pytest.fixture(scope="module")
+def trained(store: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The job as it is run in its container: train.py as a program."""
+    return job(store, MODEL_VERSION="1")
+
+
+def job(store: dict[str, str], **changes: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        **store,
+        **REQUIRED,
+        "CODE_REVISION": "abc",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        **changes,
+    }
+    return subprocess.run(
+        [sys.executable, train.__file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_job_publishes_and_its_last_line_is_the_result(client, trained):
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout.splitlines()[-1])
+    manifest, digest = model_store.read_manifest(client, BUCKET, "digits", "1")
+    assert result == {
+        "model": "digits",
+        "version": "1",
+        "accuracy": round(manifest["metrics"]["accuracy"], 4),
+        "manifest_sha256": digest,
+    }
+    assert result["accuracy"] >= 0.95
+    assert manifest["signature"]["inputs"]["shape"] == [64]
+    assert manifest["code_revision"] == "abc"
+    assert manifest["data"]["rows"] == 1797
+
+
+def test_published_model_answers_its_golden_cases(client, trained, tmp_path):
+    fetched = model_store.fetch(client, BUCKET, "digits", "1", tmp_path / "digits" / "1")
+    model = joblib.load(fetched.path / "model.joblib")
+    cases = golden.load(fetched.path / "golden.json")
+    assert len(cases.cases) == 10
+    for digit, case in enumerate(cases.cases):
+        answer = model.predict_proba(np.array(case["request"]["instances"])).tolist()
+        assert golden.compare({"predictions": answer}, case["response"], cases.tolerance) == []
+        assert int(np.argmax(answer[0])) == digit
+    assert (fetched.path / "model.joblib").stat().st_size < 15_000_000
+
+
+def test_holdout_is_uploaded_as_the_batch_input(client, trained):
+    body = client.get_object(Bucket=BUCKET, Key="data/digits/holdout.csv")["Body"].read()
+    rows = list(csv.reader(io.StringIO(body.decode())))
+    assert rows[0] == ["id", *(f"p{pixel}" for pixel in range(64))]
+    assert len(rows) - 1 == 450
+    assert all(0 <= float(value) <= 16 for row in rows[1:] for value in row[1:])
+
+
+def test_taken_version_is_refused(store, trained):
+    again = job(store, MODEL_VERSION="1")
+    assert again.returncode == 2
+    assert "published already" in again.stderr
+    assert "next free version is 2" in again.stderr
+
+
+def test_gate_refuses_and_publishes_nothing(client, store):
+    refused = job(store, MODEL_VERSION="8", GATE_ACCURACY="0.9999")
+    assert refused.returncode == 3
+    assert "accuracy 0.9" in refused.stderr
+    assert "gate of 0.9999" in refused.stderr
+    assert "8" not in model_store.versions(client, BUCKET, "digits")
+    model_store.claim(client, BUCKET, "digits", "8", owner="somebody else")
+
+
+def test_unreachable_store_is_one_readable_line(store):
+    failed = job({**store, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
+    assert failed.returncode == 2
+    assert "cannot be reached" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_split_is_fixed_and_stratified():
+    data, again = train.load_data(), train.load_data()
+    assert data.holdout_ids == again.holdout_ids
+    assert data.sha256 == again.sha256
+    counts = np.bincount(data.holdout_digits, minlength=10)
+    assert counts.min() >= 43
+    assert len(set(data.holdout_ids)) == 450
+
+
+def test_changed_copies_stay_in_range_and_keep_their_digit():
+    images = train.load_data().images[:50]
+    copies = train.changed_copies(images, np.random.default_rng(0))
+    assert copies.shape == images.shape
+    assert copies.min() >= 0
+    assert copies.max() <= 16
+    assert np.mean(np.abs(copies - images)) < 5
+    assert not np.array_equal(copies, images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MODEL_NAME": ""}, "MODEL_NAME must be set"),
+        ({"MODEL_VERSION": "latest"}, "must be a whole number"),
+        ({"GATE_ACCURACY": "95"}, "GATE_ACCURACY is '95'"),
+        ({"GATE_ACCURACY": "nan"}, "GATE_ACCURACY is 'nan'"),
+        ({"SEED": "-1"}, "SEED is '-1'"),
+    ],
+)
+def test_wrong_settings_are_named(changes, message):
+    with pytest.raises(GroundcrewError, match=message):
+        train.Settings.from_environment({**REQUIRED, **changes})
