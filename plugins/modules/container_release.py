@@ -1,5 +1,4 @@
 #!/usr/bin/python
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Release long-running containers on a host from declarative service maps."""
 
 from __future__ import annotations
@@ -8,12 +7,13 @@ DOCUMENTATION = r"""
 module: container_release
 short_description: Release long-running containers on a host from declarative service maps
 description:
-  - Brings the containers of one host to what a list of service maps says, in one call for all of
-  them. - A service whose map, contents and model manifest are unchanged and whose container runs is
-  left alone. - A changed one is pulled, created and proven ready (by its golden prediction or an
-  HTTP 200) while the
-    old container is stopped but kept. If it never becomes ready it is removed, the old one is
-    started again, and the module fails with the last log lines and the last readiness answer.
+  - Brings the containers of one host to what a list of service maps says, all of them in one call.
+  - A service whose map, contents and model manifest are unchanged and whose container runs is left
+    alone.
+  - A changed one is pulled, created and proven ready (by its golden prediction or an HTTP 200)
+    while the old container is stopped but kept. If it never becomes ready it is removed, the old
+    one is started again, and the module fails with the last log lines and the last readiness
+    answer.
   - A run that was interrupted anywhere is mended by running it again.
 options:
   services:
@@ -32,8 +32,9 @@ options:
         description: Maps of source, target and read_only (true).
       tmpfs: {type: list, elements: str, description: "Paths in memory; [/tmp] when left out."}
       port: {type: int, description: Port on which the container listens.}
-      host_port: {type: int, description: Even port on bind_address that leads to it (network
-      bridge).} network: {type: str, description: "bridge (when left out) or host."} ready:
+      host_port: {type: int, description: Even port on bind_address that leads to it.}
+      network: {type: str, description: "bridge (when left out) or host."}
+      ready:
         type: dict
         description: "Proof: golden (a file) and path, or path alone (HTTP 200); running_seconds."
       ready_timeout_seconds: {type: float, description: Most seconds until it is ready.}
@@ -57,8 +58,7 @@ options:
   family:
     description:
       - A word for all services of this list, such as prediction. Services of the same family that
-      are not
-        in the list are removed. One whose port a new service takes is first kept as its way back.
+        are not in the list are removed. One whose port a new service takes is kept as its way back.
     type: str
     default: ""
   bind_address:
@@ -74,8 +74,8 @@ options:
     type: str
     default: docker
 attributes:
-  check_mode: {support: full, description: Says what would change; an engine need not be installed
-  yet.} diff_mode: {support: full, description: Lists which keys of each map differ, never values.}
+  check_mode: {support: full, description: Says what would change. The engine may be missing yet.}
+  diff_mode: {support: full, description: Lists which keys of each map differ and never values.}
 author: [Groundcrew]
 """
 
@@ -107,8 +107,7 @@ services:
     action:
       type: str
       description: One of none, created, replaced, started, cleaned, removed, absent.
-    ready_ms: {type: int, description: Milliseconds from start to ready; null where nothing was
-    started.}
+    ready_ms: {type: int, description: Milliseconds from start to ready; null if nothing started.}
 """
 
 import shutil
@@ -122,8 +121,8 @@ from ansible.module_utils.groundcrew.errors import GroundcrewError
 from ansible.module_utils.groundcrew.release import (
     LinuxHost,
     Outcome,
-    Releaser,
     ReleaseError,
+    Releaser,
     lock,
     summary,
     without_engine,

@@ -9,7 +9,7 @@ short_description: Build images named by a hash of their inputs, push them, retu
 description: Runs on the controller. The community.docker modules have no BuildKit on Debian's engine.
 options:
   root: {description: The repository., type: path, required: true}
-  images: {description: "Every image: name, dockerfile, parent, context, target, inputs.", type: list, elements: dict, required: true}
+  images: {description: "Every image: name, dockerfile, parent, context, target, tools, inputs.", type: list, elements: dict, required: true}
   wanted: {description: The names that are needed; parents are built when one of them must be., type: list, elements: str, required: true}
   registry_push: {description: "Where to push; empty for images that only this machine needs.", type: str, default: ""}
   registry_pull: {description: The same registry as the hosts see it., type: str, default: ""}
@@ -46,9 +46,9 @@ def main():
     )
     parameters = module.params
     try:
-        images = [Image(**{**image, "inputs": tuple(image.get("inputs", []))}) for image in parameters["images"]]
+        images = [Image(**{key: tuple(v) if isinstance(v, list) else v for key, v in image.items()}) for image in parameters["images"]]
     except TypeError as error:
-        module.fail_json(msg=f"images: {error}; the keys are name, dockerfile, parent, context, target, inputs.")
+        module.fail_json(msg=f"images: {error}; the keys are name, dockerfile, parent, context, target, tools, inputs.")
     known = [image.name for image in images]
     unknown = [name for name in parameters["wanted"] if name not in known]
     if unknown:

@@ -72,7 +72,9 @@ def test_secrets_are_closed(host):
     assert socket.mode == 0o660
 
 
-@pytest.mark.parametrize("path", ["/v1/models/digits", "/v1/models/digits:predict", "/v1/models/unknown", "/v1/models/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models/digits", "/v1/models/digits:predict", "/v1/models/unknown", "/v1/models/"]
+)
 def test_a_model_needs_a_key(ask, path):
     for headers in ({}, {"X-Api-Key": "wrong"}, {"X_Api_Key": "key-of-tester"}):
         answer = ask({"path": path, "headers": headers, "bytes": 10})
@@ -81,7 +83,10 @@ def test_a_model_needs_a_key(ask, path):
         assert answer["headers"]["www-authenticate"].startswith("ApiKey")
 
 
-@pytest.mark.parametrize("path", ["/v1/models/digits", "/v1/models/digits:predict", "/v1/models/digits/versions/1:predict"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models/digits", "/v1/models/digits:predict", "/v1/models/digits/versions/1:predict"],
+)
 def test_a_key_opens_the_model(ask, path):
     for key in ("key-of-tester", "next-key-of-tester"):
         answer = ask({"path": path, "headers": {"X-Api-Key": key}, "bytes": 100})
@@ -99,7 +104,9 @@ def test_unknown_paths(ask):
         assert answer["status"] == 404
         assert "/v1/models/<name>" in error_of(answer)
     answer = ask({"path": "/missing"})
-    assert (answer["status"], json.loads(answer["body"])["port"]) == (404, 18082), "the application says what it does not have"
+    assert (answer["status"], json.loads(answer["body"])["port"]) == (404, 18082), (
+        "the application says what it does not have"
+    )
 
 
 def test_a_service_sees_only_headers_of_the_gateway(ask):
@@ -145,7 +152,13 @@ def test_request_id(ask):
 )
 def test_body_size(ask, size, chunked, status):
     """The client gets the answer, not a reset, even though it was still sending; and may go on over the same connection."""
-    large = {"path": "/v1/models/digits:predict", "headers": KEY, "bytes": size, "chunked": chunked, "method": "POST"}
+    large = {
+        "path": "/v1/models/digits:predict",
+        "headers": KEY,
+        "bytes": size,
+        "chunked": chunked,
+        "method": "POST",
+    }
     answer, next_answer = ask(large, {"path": "/v1/models/digits", "headers": KEY})
     assert answer["status"] == status, answer
     assert next_answer["status"] == 200
@@ -155,7 +168,13 @@ def test_body_size(ask, size, chunked, status):
 
 def test_a_length_beyond_32_bits_is_not_taken_for_a_short_one(ask):
     for length in ("4294967297", "9223372036854775807"):
-        answer = ask({"path": "/v1/models/digits", "headers": {**KEY, "Content-Length": length}, "method": "POST"})
+        answer = ask(
+            {
+                "path": "/v1/models/digits",
+                "headers": {**KEY, "Content-Length": length},
+                "method": "POST",
+            }
+        )
         assert answer["status"] == 413
 
 
@@ -166,7 +185,12 @@ def test_long_headers(ask):
 
 
 def test_refused_with_a_body(ask):
-    assert ask({"path": "/v1/models/digits", "headers": {"X-Api-Key": "wrong"}, "bytes": LIMIT_BYTES})["status"] == 401
+    assert (
+        ask({"path": "/v1/models/digits", "headers": {"X-Api-Key": "wrong"}, "bytes": LIMIT_BYTES})[
+            "status"
+        ]
+        == 401
+    )
 
 
 def test_limit_of_a_client(ask):
@@ -186,8 +210,12 @@ def test_limit_of_a_source(ask):
     assert set(statuses) <= {200, 429}
     assert statuses[429] >= 20
     assert ask({"path": "/v1/models/digits"})["status"] == 429, "guessing keys counts too"
-    assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200, "a client with a key is not held to it"
-    wait_until(lambda: ask({"path": "/"})["status"] == 200, "the window of 10 s to pass", seconds=30)
+    assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200, (
+        "a client with a key is not held to it"
+    )
+    wait_until(
+        lambda: ask({"path": "/"})["status"] == 200, "the window of 10 s to pass", seconds=30
+    )
 
 
 def test_no_server(ask):
@@ -197,17 +225,30 @@ def test_no_server(ask):
 
 
 def test_a_failing_server_is_replaced_within_the_request(ask):
-    failing = {"path": "/v1/models/digits:predict", "headers": {**KEY, "X-Fail-Port": "18081"}, "bytes": 100}
+    failing = {
+        "path": "/v1/models/digits:predict",
+        "headers": {**KEY, "X-Fail-Port": "18081"},
+        "bytes": 100,
+    }
     answers = ask(*[failing] * 10)
     assert [json.loads(a["body"])["port"] for a in answers] == [18080] * 10
 
 
 def test_log_has_no_key(host, ask):
-    ask({"path": "/v1/models/digits?key=key-of-tester", "headers": {**KEY, "X-Request-Id": "logged-once"}})
+    ask(
+        {
+            "path": "/v1/models/digits?key=key-of-tester",
+            "headers": {**KEY, "X-Request-Id": "logged-once"},
+        }
+    )
     log = []
 
     def logged():
-        log[:] = [line for line in host.check_output("journalctl -u haproxy -o cat").splitlines() if "logged-once" in line]
+        log[:] = [
+            line
+            for line in host.check_output("journalctl -u haproxy -o cat").splitlines()
+            if "logged-once" in line
+        ]
         return log
 
     wait_until(logged, "the request in the log")
@@ -243,11 +284,15 @@ def test_drain_survives_reload_restart_and_a_moved_server(host, ask):
         wait_until(up, "the gateway after the restart")
         assert ports() == {18081}
         # The saved state holds the old port; the configuration must win.
-        host.check_output("sed -i.kept '/backend model_digits/,/^$/s/:18081$/:18082/' /etc/haproxy/haproxy.cfg")
+        host.check_output(
+            "sed -i.kept '/backend model_digits/,/^$/s/:18081$/:18082/' /etc/haproxy/haproxy.cfg"
+        )
         host.check_output("systemctl reload haproxy")
         wait_until(lambda: ports() == {18082}, "the new port")
     finally:
-        host.run("test ! -e /etc/haproxy/haproxy.cfg.kept || mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg")
+        host.run(
+            "test ! -e /etc/haproxy/haproxy.cfg.kept || mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg"
+        )
         runtime(host, "set server model_digits/one state ready")
         host.run("systemctl reload haproxy")
     wait_until(lambda: up() and ports() == {18080, 18081}, "both servers again")
@@ -287,9 +332,13 @@ print(json.dumps([len(answered), failures]))
 
 
 def test_a_broken_configuration_is_not_taken(host, ask):
-    host.check_output("cp -p /etc/haproxy/haproxy.cfg /etc/haproxy/haproxy.cfg.kept && echo nonsense >> /etc/haproxy/haproxy.cfg")
+    host.check_output(
+        "cp -p /etc/haproxy/haproxy.cfg /etc/haproxy/haproxy.cfg.kept && echo nonsense >> /etc/haproxy/haproxy.cfg"
+    )
     try:
         assert host.run("systemctl reload haproxy").rc != 0
         assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200
     finally:
-        host.check_output("mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg && systemctl reload haproxy")
+        host.check_output(
+            "mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg && systemctl reload haproxy"
+        )

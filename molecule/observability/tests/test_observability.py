@@ -24,7 +24,9 @@ def get(host, address):
 
     def fetch(port, path):
         script = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())"
-        return host.check_output(f'python3 -c "{script}" {shlex.quote(f"http://{address}:{port}{path}")}')
+        return host.check_output(
+            f'python3 -c "{script}" {shlex.quote(f"http://{address}:{port}{path}")}'
+        )
 
     return fetch
 
@@ -47,11 +49,20 @@ def test_alertmanager_has_no_cluster_port(host):
     assert "9094" not in host.check_output("ss -lntuH")
 
 
-@pytest.mark.parametrize("unit", ["prometheus-node-exporter", "prometheus", "prometheus-alertmanager"])
+@pytest.mark.parametrize(
+    "unit", ["prometheus-node-exporter", "prometheus", "prometheus-alertmanager"]
+)
 def test_units(host, unit):
     assert host.service(unit).is_enabled
-    assert host.check_output(f"systemctl show -P Restart -P RestartUSec {unit}").split() == ["on-failure", "2s"]
-    assert host.check_output(f"ps -o user= -p $(systemctl show -P MainPID {unit})").strip().startswith("prometh")
+    assert host.check_output(f"systemctl show -P Restart -P RestartUSec {unit}").split() == [
+        "on-failure",
+        "2s",
+    ]
+    assert (
+        host.check_output(f"ps -o user= -p $(systemctl show -P MainPID {unit})")
+        .strip()
+        .startswith("prometh")
+    )
 
 
 def test_nothing_more_was_installed(host):
@@ -65,7 +76,11 @@ def test_alertmanager_configuration_is_closed(host):
 
 @pytest.mark.parametrize(
     "command",
-    ["promtool check config /etc/prometheus/prometheus.yml", f"promtool check rules {RULES}", "amtool check-config /etc/prometheus/alertmanager.yml"],
+    [
+        "promtool check config /etc/prometheus/prometheus.yml",
+        f"promtool check rules {RULES}",
+        "amtool check-config /etc/prometheus/alertmanager.yml",
+    ],
 )
 def test_configuration_is_valid(host, command):
     result = host.run(command)
@@ -74,16 +89,27 @@ def test_configuration_is_valid(host, command):
 
 def test_exporter_answers_what_rules_read(get):
     metrics = get(9100, "/metrics")
-    for name in ("node_memory_MemAvailable_bytes", "node_filesystem_avail_bytes", "node_load1", "node_textfile_scrape_error 0"):
+    for name in (
+        "node_memory_MemAvailable_bytes",
+        "node_filesystem_avail_bytes",
+        "node_load1",
+        "node_textfile_scrape_error 0",
+    ):
         assert name in metrics
     assert 'mountpoint="/"' in metrics
-    failed = [line for line in metrics.splitlines() if line.startswith("node_scrape_collector_success") and line.endswith(" 0")]
+    failed = [
+        line
+        for line in metrics.splitlines()
+        if line.startswith("node_scrape_collector_success") and line.endswith(" 0")
+    ]
     assert failed == []
 
 
 def test_file_of_a_batch_job_becomes_a_metric(host, get):
     name = f"{TEXTFILES}/test.prom"
-    host.check_output(f"echo 'groundcrew_batch_last_exit_status{{job=\"nightly\"}} 7' > {name}.new && mv {name}.new {name}")
+    host.check_output(
+        f"echo 'groundcrew_batch_last_exit_status{{job=\"nightly\"}} 7' > {name}.new && mv {name}.new {name}"
+    )
     try:
         query = "/api/v1/query?query=groundcrew_batch_last_exit_status"
 
@@ -92,7 +118,11 @@ def test_file_of_a_batch_job_becomes_a_metric(host, get):
 
         wait_until(read, "the metric in Prometheus")
         labels = read()[0]["metric"]
-        assert (labels["exported_job"], labels["job"], labels["host"]) == ("nightly", "node", "watched")
+        assert (labels["exported_job"], labels["job"], labels["host"]) == (
+            "nightly",
+            "node",
+            "watched",
+        )
     finally:
         host.check_output(f"rm {name}")
 
@@ -124,9 +154,19 @@ http.server.HTTPServer(("127.0.0.1", 18999), Receiver).serve_forever()
     host.run("systemctl stop receiver; rm -f /tmp/alerts.json")
     host.check_output(f"systemd-run --unit=receiver python3 -c {shlex.quote(receiver)}")
     try:
-        address = host.file("/etc/default/prometheus-alertmanager").content_string.split("--web.listen-address=")[1].split()[0]
-        host.check_output(f"amtool alert add --alertmanager.url=http://{address} alertname=Rehearsal environment=scenario")
-        wait_until(lambda: host.file("/tmp/alerts.json").exists, "the alert (group_wait is 30 s)", seconds=60)
+        address = (
+            host.file("/etc/default/prometheus-alertmanager")
+            .content_string.split("--web.listen-address=")[1]
+            .split()[0]
+        )
+        host.check_output(
+            f"amtool alert add --alertmanager.url=http://{address} alertname=Rehearsal environment=scenario"
+        )
+        wait_until(
+            lambda: host.file("/tmp/alerts.json").exists,
+            "the alert (group_wait is 30 s)",
+            seconds=60,
+        )
         assert "Rehearsal" in host.file("/tmp/alerts.json").content_string
     finally:
         host.run("systemctl stop receiver")
@@ -135,7 +175,12 @@ http.server.HTTPServer(("127.0.0.1", 18999), Receiver).serve_forever()
 # One entry a rule: a series (as promtool writes them, one sample a minute), when to look, and what must fire then.
 CASES = {
     "HostDown": ('up{job="node", host="h", instance="i"}', "1 0 0 0 0", "4m", "h does not answer"),
-    "ServiceDown": ('up{job="gateway", host="h", instance="i"}', "1 0 0 0 0", "4m", "gateway on h does not answer"),
+    "ServiceDown": (
+        'up{job="gateway", host="h", instance="i"}',
+        "1 0 0 0 0",
+        "4m",
+        "gateway on h does not answer",
+    ),
     "GatewayBackendEmpty": (
         'haproxy_backend_active_servers{proxy="model_digits", host="h", instance="i"}',
         "2 0 0 0",
@@ -154,7 +199,12 @@ CASES = {
         "3m",
         "Batch job nightly on h ended with status 3",
     ),
-    "MetricFileUnreadable": ('node_textfile_scrape_error{host="h", instance="i", job="node"}', "1x10", "6m", "A *.prom file on h is not valid"),
+    "MetricFileUnreadable": (
+        'node_textfile_scrape_error{host="h", instance="i", job="node"}',
+        "1x10",
+        "6m",
+        "A *.prom file on h is not valid",
+    ),
 }
 PAIRS = {
     "GatewayErrors": (
@@ -175,13 +225,33 @@ PAIRS = {
     ),
 }
 QUIET = {
-    "few errors": ("GatewayErrors", {'haproxy_frontend_http_responses_total{proxy="public", code="2xx", instance="i"}': "0+99x20",
-                                     'haproxy_frontend_http_responses_total{proxy="public", code="5xx", instance="i"}': "0+1x20"}, "15m"),
-    "no traffic": ("GatewayErrors", {'haproxy_frontend_http_responses_total{proxy="public", code="5xx", instance="i"}': "0x20"}, "15m"),
-    "a recent batch": ("BatchLate", {'groundcrew_batch_last_success_timestamp_seconds{exported_job="nightly"}': "0x1600"}, "1500m"),
+    "few errors": (
+        "GatewayErrors",
+        {
+            'haproxy_frontend_http_responses_total{proxy="public", code="2xx", instance="i"}': "0+99x20",
+            'haproxy_frontend_http_responses_total{proxy="public", code="5xx", instance="i"}': "0+1x20",
+        },
+        "15m",
+    ),
+    "no traffic": (
+        "GatewayErrors",
+        {'haproxy_frontend_http_responses_total{proxy="public", code="5xx", instance="i"}': "0x20"},
+        "15m",
+    ),
+    "a recent batch": (
+        "BatchLate",
+        {'groundcrew_batch_last_success_timestamp_seconds{exported_job="nightly"}': "0x1600"},
+        "1500m",
+    ),
     "a short outage": ("HostDown", {'up{job="node", instance="i"}': "1 0 1 1 1"}, "4m"),
-    "half a disk": ("DiskAlmostFull", {'node_filesystem_avail_bytes{mountpoint="/"}': "50x20",
-                                       'node_filesystem_size_bytes{mountpoint="/"}': "100x20"}, "15m"),
+    "half a disk": (
+        "DiskAlmostFull",
+        {
+            'node_filesystem_avail_bytes{mountpoint="/"}': "50x20",
+            'node_filesystem_size_bytes{mountpoint="/"}': "100x20",
+        },
+        "15m",
+    ),
 }
 
 
@@ -193,7 +263,9 @@ def judge(host, series, at, rule):
         "tests": [
             {
                 "interval": "1m",
-                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "input_series": [
+                    {"series": name, "values": values} for name, values in series.items()
+                ],
                 "alert_rule_test": [{"eval_time": at, "alertname": rule, "exp_alerts": []}],
             }
         ],
@@ -225,5 +297,9 @@ def test_rule_stays_quiet(host, case):
 
 
 def test_every_rule_has_a_case(host):
-    rules = {line.split("alert:")[1].strip() for line in host.file(RULES).content_string.splitlines() if "- alert:" in line}
+    rules = {
+        line.split("alert:")[1].strip()
+        for line in host.file(RULES).content_string.splitlines()
+        if "- alert:" in line
+    }
     assert rules == {*CASES, *PAIRS}

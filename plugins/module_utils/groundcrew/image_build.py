@@ -33,6 +33,7 @@ class Image:
     parent: str  # another image's name, or a reference that exists
     context: str = "."
     target: str = ""
+    tools: tuple[str, ...] = field(default=())  # images that its Dockerfile mounts while it builds
     inputs: tuple[str, ...] = field(default=())  # files and folders besides the Dockerfile's own folder
 
 
@@ -134,6 +135,8 @@ class Builder:
         if self.present(name):
             return
         image = self.images[name]
+        for tool in image.tools:
+            self.build(tool)
         if image.parent in self.images:
             self.build(image.parent)
             parent = self.local(image.parent)

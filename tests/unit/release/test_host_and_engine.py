@@ -120,9 +120,9 @@ def test_docker_listing_state_and_logs(tmp_path: Path) -> None:
     engine = _docker(
         tmp_path,
         """case $1 in
-        ps) printf
-        'digits-1\\trunning\\tdigits-1\\tabc\\tprediction\\t18080\\nx1\\texited\\t\\t\\t\\t\\n';;
-        inspect) printf '{"Status":"exited","ExitCode":137,"OOMKilled":true,"Error":""}\\t2\\n';;
+        ps) printf 'digits-1\\trunning\\tdigits-1\\tabc\\tprediction\\t18080\\n'
+            printf 'x1\\texited\\t\\t\\t\\t\\n';;
+        inspect) printf '{"Status":"exited","ExitCode":137,"OOMKilled":true}\\t2\\n';;
         logs) echo out; echo err >&2;;
         esac""",
     )

@@ -41,7 +41,7 @@ def main() -> int:
         "groundcrew_prediction.app:application",
     ]
     if settings.workers > 1:
-        # A lone worker that dies ends the container, and the engine's restart policy starts it again.
+        # A lone worker that dies ends the container; the engine's restart policy starts it again.
         command.insert(1, "--respawn-failed-workers")
     os.execvp(command[0], command)
 

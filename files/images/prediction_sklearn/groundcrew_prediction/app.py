@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import re
+import sys
 import threading
 import time
 import uuid
 from typing import Any
 
 from flask import Flask, Response, g, request
+from groundcrew.errors import GroundcrewError
 from werkzeug.exceptions import HTTPException
 
 from . import engine as engines
@@ -24,16 +26,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _LOG = logging.getLogger(__name__)
 
 
-class TooLarge(Exception):  # noqa: N818 - named after HTTP's 413
+class TooLarge(Exception):
     """A body above the limit."""
 
 
 def application() -> Flask:
-    """The WSGI application of a worker, from the environment."""
-    settings = Settings.from_environment(os.environ)
-    engine = engines.load(
-        settings.directory, settings.model, settings.version, settings.manifest_sha256
-    )
+    """The WSGI application of a worker, from the environment; one line and the end without it."""
+    try:
+        settings = Settings.from_environment(os.environ)
+        engine = engines.load(
+            settings.directory, settings.model, settings.version, settings.manifest_sha256
+        )
+    except GroundcrewError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
     return create_app(engine, settings.max_body_bytes)
 
 
@@ -90,6 +96,8 @@ def create_app(engine: Engine, max_body_bytes: int = 1 << 20) -> Flask:
     def start() -> None:
         g.started = time.perf_counter()
         given = request.headers.get("X-Request-Id", "")
+        if request.path in predict_paths:
+            metrics.asked()
         g.request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
 
     @app.after_request

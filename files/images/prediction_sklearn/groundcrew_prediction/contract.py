@@ -27,7 +27,7 @@ _KINDS = {
 }
 
 
-class BadRequest(Exception):  # noqa: N818 - named after HTTP's 400
+class BadRequest(Exception):
     """What is wrong with a request, in words for the client."""
 
 
@@ -36,8 +36,8 @@ class Signature:
     """What a model takes and gives.
 
     ``shape`` is that of one instance, ``minimum`` and ``maximum`` the range of each number (None:
-    any finite number). ``outputs`` is the shape of one prediction; ``labels`` names its entries when
-    they are probabilities of classes.
+    any finite number). ``outputs`` is the shape of one prediction; ``labels`` names its entries
+    when they are probabilities of classes.
     """
 
     shape: tuple[int, ...]
@@ -130,9 +130,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise BadRequest(f"the body holds {name}; every number must be finite")
 
 
-def _find_fault(
-    instances: list[Any], signature: Signature, depth: int | None = None
-) -> NoReturn:
+def _find_fault(instances: list[Any], signature: Signature, depth: int | None = None) -> NoReturn:
     """Raise for the first fault, in reading order; slow, so only called when there is one."""
     for number, instance in enumerate(instances):
         _check(instance, signature, 0, f"instances[{number}]", depth)

@@ -97,7 +97,7 @@ def _unpickle(path: Path, sha256: str) -> Any:
         raise GroundcrewError(f"{path} has sha256 {digest}, the manifest expects {sha256}")
     try:
         with warnings.catch_warnings():
-            # scikit-learn promises nothing about models of another version, and some differ silently.
+            # scikit-learn promises nothing for models of another version; some differ silently.
             warnings.simplefilter("error", InconsistentVersionWarning)
             return joblib.load(io.BytesIO(data))
     except InconsistentVersionWarning as warning:
@@ -120,6 +120,6 @@ def _check_golden(engine: SklearnEngine, cases: golden.Golden) -> None:
         faults = golden.compare({"predictions": answer}, case["response"], cases.tolerance)
         if faults:
             raise GroundcrewError(
-                f"model {engine.model} version {engine.version} answers golden case {number} wrong: "
-                f"{faults[0]}; the packages of this image differ from those it was trained with"
+                f"model {engine.model} version {engine.version} answers golden case {number} "
+                f"wrong: {faults[0]}; the packages of this image differ from those it was trained with"
             )

@@ -50,6 +50,13 @@ class Metrics:
         self._instances = Counter(
             f"{_PREFIX}_instances_total", "Instances predicted.", names, registry=self._registry
         ).labels(**labels)
+        self._in_flight = Gauge(
+            f"{_PREFIX}_in_flight",
+            "Requests to predict that are not answered yet.",
+            names,
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        ).labels(**labels)
         self._total = histogram("request_seconds", "Time from request to answer in this process.")
         self._queue = histogram("queue_seconds", "Time a request waited for the model.")
         self._model = histogram("model_seconds", "Time the model took.")
@@ -62,8 +69,13 @@ class Metrics:
         )
         info.labels(**labels, framework=framework, manifest_sha256=manifest_sha256).set(1)
 
+    def asked(self) -> None:
+        """Count a request to predict that has begun."""
+        self._in_flight.inc()
+
     def answered(self, code: int, seconds: float) -> None:
         """Count a request to predict that was answered with an HTTP status."""
+        self._in_flight.dec()
         self._requests(str(code)).inc()
         self._total.observe(seconds)
 

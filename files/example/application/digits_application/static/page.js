@@ -1,6 +1,6 @@
 // The page: a drawing becomes an instance, an instance becomes a prediction.
 
-import { instanceOf } from "./digit.js";
+import { instanceOf, SIDE } from "./digit.js";
 import { milliseconds, percent } from "./format.js";
 import { followBatch } from "./gallery.js";
 import { drawingPad } from "./pad.js";
@@ -35,11 +35,12 @@ async function predict(instance) {
       body: JSON.stringify({ instance }),
       signal,
     });
-    const answer = await response.json();
-    if (!response.ok) throw new Error(answer.error);
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok) throw new Error(answer.error ?? `the server answered ${response.status}`);
     showAnswer(answer, performance.now() - started);
   } catch (error) {
     if (signal.aborted) return;
+    forgetAnswer();
     element("problem").textContent = `No prediction: ${error.message}. Trying again.`;
     showing("failed");
     predictSoon(instance, RETRY_MS);
@@ -65,11 +66,7 @@ function showAnswer(answer, roundTrip) {
   showing("answered");
 }
 
-function clear() {
-  clearTimeout(timer);
-  pending.abort();
-  pad.clear();
-  pixels.show(new Array(64).fill(0));
+function forgetAnswer() {
   for (const id of ["digit", "certainty", "problem"]) element(id).textContent = "";
   for (const bar of bars) {
     bar.removeAttribute("data-probability");
@@ -77,6 +74,14 @@ function clear() {
     bar.style.setProperty("--share", "0%");
     bar.querySelector(".percent").textContent = "";
   }
+}
+
+function clear() {
+  clearTimeout(timer);
+  pending.abort();
+  pad.clear();
+  pixels.show(new Array(SIDE * SIDE).fill(0));
+  forgetAnswer();
   showing("empty");
 }
 
