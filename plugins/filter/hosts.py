@@ -56,6 +56,77 @@ def model_manifests(fetched: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return manifests
 
 
+def golden_checks(variants: list[dict[str, Any]], host: str, address: str) -> list[dict[str, Any]]:
+    """For module outcome_checks: the golden cases of each variant, asked on the host that serves it."""
+    return [
+        {
+            "name": f"{variant['name']} on {host}",
+            "url": f"http://{address}:{variant['host_port']}/v1/models/{variant['model']}:predict",
+            "golden_file": f"/srv/models/{variant['model']}/{variant['version']}/golden.json",
+        }
+        for variant in variants
+    ]
+
+
+def gateway_golden_checks(
+    variants: list[dict[str, Any]], gateway_url: str, bucket: str, ca_file: str, api_key: str
+) -> list[dict[str, Any]]:
+    """For module outcome_checks: the golden cases of each model that has one variant, asked through the gateway."""
+    models: dict[str, list[dict[str, Any]]] = {}
+    for variant in variants:
+        models.setdefault(variant["model"], []).append(variant)
+    return [
+        {
+            "name": f"{found[0]['name']} through the gateway",
+            "url": f"{gateway_url}/v1/models/{model}:predict",
+            "golden_model": {"bucket": bucket, "model": model, "version": str(found[0]["version"])},
+            "headers": {"X-Api-Key": api_key},
+            "ca_file": ca_file,
+            "attempts": 10,
+        }
+        for model, found in sorted(models.items())
+        if len(found) == 1
+    ]
+
+
+def checks_with_lines(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The checks, each with a line for people."""
+    return [{**check, "line": f"{'ok' if check['ok'] else 'FAILED'}  {check['name']}: {check['detail']}"} for check in checks]
+
+
+def model_metrics(models: list[dict[str, Any]], variant: dict[str, Any]) -> str:
+    """The metrics in a variant's manifest as text, from what module model_store answers to a query."""
+    for model in models:
+        if model["name"] == variant["model"]:
+            metrics = model["manifests"].get(str(variant["version"]), {}).get("metrics", {})
+            return ", ".join(f"{name} {value}" for name, value in sorted(metrics.items())) or "no metrics"
+    return "no metrics"
+
+
+def scrape_targets(
+    variants: list[dict[str, Any]], services: dict[str, Any], environment: str, groups: Any, hostvars: Any
+) -> list[dict[str, Any]]:
+    """What Prometheus scrapes, one job a kind: node exporters, gateways, services of models and of the team."""
+
+    def addresses(servers: list[dict[str, Any]]) -> list[str]:
+        return [f"{server['address']}:{server['port']}" for server in servers]
+
+    hosts = sorted(groups[environment])
+    targets = [
+        {"job": "node", "targets": [f"{hostvars[host]['private_address']}:9100"], "labels": {"host": host}} for host in hosts
+    ]
+    gateways = fleet_servers("gateway", environment, groups, hostvars, 8404)
+    if gateways:
+        targets.append({"job": "gateway", "targets": addresses(gateways)})
+    for variant in variants:
+        servers = fleet_servers(variant["fleet"], environment, groups, hostvars, int(variant["host_port"]))
+        targets.append({"job": "prediction", "targets": addresses(servers), "labels": {"service": variant["name"]}})
+    for name, service in sorted(services.items()):
+        servers = fleet_servers(service.get("fleet", "application"), environment, groups, hostvars, int(service["port"]))
+        targets.append({"job": "application", "targets": addresses(servers), "labels": {"service": name}})
+    return targets
+
+
 def client_hashes(clients: list[dict[str, Any]], secrets: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """The gateway's clients with the hashes of their keys; the keys themselves stay in the secret store."""
     return [{**client, "key_sha256": secrets["clients/" + client["name"]]["sha256"]} for client in clients]
@@ -70,6 +141,11 @@ class FilterModule:
             "fleet_servers": fleet_servers,
             "gateway_models": gateway_models,
             "model_versions": model_versions,
+            "golden_checks": golden_checks,
+            "gateway_golden_checks": gateway_golden_checks,
+            "checks_with_lines": checks_with_lines,
+            "model_metrics": model_metrics,
+            "scrape_targets": scrape_targets,
             "client_hashes": client_hashes,
             "model_manifests": model_manifests,
         }

@@ -49,6 +49,6 @@ def test_its_key_and_ca_are_files_it_can_read(host):
     said = host.check_output("docker exec application /usr/bin/python3 -c %s", inside)
     assert KEY in said and "BEGIN CERTIFICATE" in said
     (secret,) = host.check_output(
-        "find /var/lib/groundcrew/services/application -path '*/secrets/*' -printf '%%m %%U %%p\\n'"
+        "find /var/lib/groundcrew/services/application -path '*/secrets/*' -printf '%m %U %p\\n'"
     ).splitlines()
     assert secret.startswith("400 10001 ")

@@ -74,9 +74,9 @@ def test_a_secret_is_a_file_for_its_owner_only(host):
 
 
 def release(host, address, *services, remove=()):
-    """Run the module on the host as the role does; returns its result, also when it failed.
+    """Run the module on the host as the role does; gives its result, also of a failure.
 
-    Only a failure has a "msg": ansible-core leaves "failed" out of the results that testinfra reads.
+    Only a failure has a "msg"; ansible-core leaves "failed" out of what testinfra reads.
     """
     parameters = {"services": services, "remove": remove, "bind_address": address}
     try:

@@ -151,6 +151,8 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", 18999), Receiver).serve_forever()
 """
+    # A name of its own: Alertmanager repeats a known alert only after hours.
+    name = f"Rehearsal{time.time_ns()}"
     host.run("systemctl stop receiver; rm -f /tmp/alerts.json")
     host.check_output(f"systemd-run --unit=receiver python3 -c {shlex.quote(receiver)}")
     try:
@@ -160,11 +162,11 @@ http.server.HTTPServer(("127.0.0.1", 18999), Receiver).serve_forever()
             .split()[0]
         )
         host.check_output(
-            f"amtool alert add --alertmanager.url=http://{address} alertname=Rehearsal environment=scenario"
+            f"amtool alert add --alertmanager.url=http://{address} alertname={name} environment=scenario"
         )
         # The target that is down may be reported too.
         wait_until(
-            lambda: "Rehearsal" in host.run("cat /tmp/alerts.json").stdout,
+            lambda: name in host.run("cat /tmp/alerts.json").stdout,
             "the alert (group_wait is 30 s)",
             seconds=60,
         )

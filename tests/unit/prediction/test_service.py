@@ -48,18 +48,20 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 @contextmanager
 def serving(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     port = free_port()
+    log = stack.enter_context(tempfile.TemporaryFile("w+"))
     process = subprocess.Popen(
         [sys.executable, "-m", "groundcrew_prediction"],
         env=environment(directory, PORT=str(port), **more),
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=log,
+        start_new_session=True,
     )
     try:
         wait_until_ready(process, port)
         yield process, port
     finally:
-        process.kill()
-        process.communicate()
+        # The workers too: they outlive a killed parent.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:

@@ -144,12 +144,18 @@ def create_app(engine: Engine, max_body_bytes: int = 1 << 20) -> Flask:
 
 def _body(limit: int) -> bytes:
     """The request's body, read up to the limit whether or not its length was announced."""
-    if request.content_length is not None and request.content_length > limit:
-        raise TooLarge
-    data: bytes = request.environ["wsgi.input"].read(limit + 1)
-    if len(data) > limit:
-        raise TooLarge
-    return data
+    stream = request.environ["wsgi.input"]
+    announced = request.content_length
+    data: bytes = b"" if announced is not None and announced > limit else stream.read(limit + 1)
+    if data or not announced or announced <= limit:
+        if len(data) <= limit:
+            return data
+    # A client that is still sending when the connection is closed may never see the answer, so as
+    # much again is read and thrown away.
+    left = limit
+    while left > 0 and (block := stream.read(min(left, 1 << 16))):
+        left -= len(block)
+    raise TooLarge
 
 
 def _json(document: Any, status: int = 200) -> Response:

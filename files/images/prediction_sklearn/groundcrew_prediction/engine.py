@@ -121,5 +121,5 @@ def _check_golden(engine: SklearnEngine, cases: golden.Golden) -> None:
         if faults:
             raise GroundcrewError(
                 f"model {engine.model} version {engine.version} answers golden case {number} "
-                f"wrong: {faults[0]}; the packages of this image differ from those it was trained with"
+                f"wrong: {faults[0]}; the packages of this image differ from those that trained it"
             )
