@@ -66,8 +66,9 @@ def merge(current, wanted):
 class File:
     """One wanted path and its difference to what is there."""
 
-    def __init__(self, module, wanted):
-        self.module, self.wanted = module, wanted
+    def __init__(self, module, wanted, undo):
+        # undo: what was at the paths that this call has replaced so far, for when a later file is refused.
+        self.module, self.wanted, self.undo = module, wanted, undo
         self.path, self.state = wanted["path"], wanted["state"]
         self.mode = int(wanted["mode"] or ("0755" if self.state == "directory" else "0644"), 8)
         if self.state == "file" and (wanted["content"] is None) == (wanted["json"] is None):
@@ -158,6 +159,7 @@ class File:
             os.chmod(temporary, self.mode)
             if self.wanted["validate"]:
                 self._validate(temporary)
+            self._remember()
             os.rename(temporary, self.path)
         finally:
             if os.path.exists(temporary):
@@ -169,9 +171,31 @@ class File:
         command = self.wanted["validate"] % temporary
         code, out, err = self.module.run_command(command)
         if code != 0:
+            # A failed task notifies nobody, and the next run would find these files right and reload nothing either.
+            for restore in reversed(self.undo):
+                restore()
             self.module.fail_json(
-                msg=f"managed_files: '{command}' refused the new {self.path}; the old one is untouched. It said: {(err or out).strip()[-1500:]}"
+                msg=f"managed_files: '{command}' refused the new {self.path}; it and the files before it are as they were. "
+                f"It said: {(err or out).strip()[-1500:]}"
             )
+
+    def _remember(self):
+        status = self.current()
+        if status is None:
+            self.undo.append(lambda: os.unlink(self.path))
+            return
+        with open(self.path, "rb") as file:
+            content = file.read()
+
+        def restore():
+            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(self.path), prefix=".restored.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chown(temporary, status.st_uid, status.st_gid)
+            os.chmod(temporary, stat.S_IMODE(status.st_mode))
+            os.rename(temporary, self.path)
+
+        self.undo.append(restore)
 
     def _remove(self, status):
         if status is None:
@@ -221,9 +245,12 @@ def main():
         },
         supports_check_mode=True,
     )
-    diffs, paths = [], []
     for wanted in module.params["files"]:
-        entry = File(module, wanted).apply()
+        if wanted["secret"] and wanted["content"]:
+            module.no_log_values.add(wanted["content"])
+    diffs, paths, undo = [], [], []
+    for wanted in module.params["files"]:
+        entry = File(module, wanted, undo).apply()
         if entry:
             diffs.append(entry)
             paths.append(wanted["path"])

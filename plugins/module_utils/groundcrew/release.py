@@ -198,10 +198,7 @@ class Releaser:
         )
         ours = {*wanted, *unwanted}
         for plan in plans:
-            if plan.action in ("created", "replaced"):
-                self._before(
-                    plan, ours
-                )  # refuses a port of another family's before anything is touched
+            self._before(plan, ours)  # refuses another family's port before anything is touched
         if check:
             return [
                 *(self._outcome(plan) for plan in plans),
@@ -275,7 +272,7 @@ class Releaser:
         """
         before = [plan.own] if plan.own is not None else []
         port = plan.service.listening_port
-        if port is None or plan.action not in ("created", "replaced"):
+        if port is None or plan.action not in ("created", "replaced", "started"):
             return before
         holders = []
         for container in self._containers.values():
@@ -322,19 +319,28 @@ class Releaser:
         # What an interrupted run left may hold the port.
         self._discard(plan.service.name + NEXT)
         if plan.action == "started" and plan.own is not None:
-            return self._outcome(plan, self._start_again(plan, plan.own))
+            return self._outcome(plan, self._start_again(plan, plan.own, ours))
         if plan.action in ("created", "replaced"):
             return self._outcome(plan, self._release(plan, wanted, ours))
         return self._outcome(plan)
 
-    def _start_again(self, plan: _Plan, own: Container) -> int:
+    def _start_again(self, plan: _Plan, own: Container, ours: set[str]) -> int:
         """Start a stopped container of the wanted release.
 
-        It was ready once, so a failure leaves it there.
+        It was ready once, so a failure leaves it there. Another service of this run may hold its
+        port: one that took it over while this one failed to move to another.
         """
         name, state = own.name, own.state
+        holders = [
+            container
+            for container in self._before(plan, ours)
+            if container.name != name and container.state == "running"
+        ]
         begun = self._host.monotonic()
         try:
+            for container in holders:
+                self._containers[container.name] = container._replace(state="exited")
+                self._engine.stop(container.name, plan.service.stop_seconds)
             if state == "paused":
                 self._engine.unpause(name)
             else:
@@ -344,10 +350,15 @@ class Releaser:
                 self._engine.start(name)
             self._wait(name, plan.service)
         except GroundcrewError as error:
+            tail = self._tail(name)
+            said = "Nothing was removed."
+            if holders:
+                with contextlib.suppress(GroundcrewError):
+                    self._engine.stop(name, plan.service.stop_seconds)
+                said = self._restore(name, holders)
             raise ReleaseError(
-                f"{name}: release {plan.release} was {state} and did not come back: {error} "
-                f"Nothing was removed."
-                f"{self._tail(name)}"
+                f"{name}: release {plan.release} was {state} and did not come back: "
+                f"{str(error).rstrip('.')}. {said}{tail}"
             ) from error
         return self._since(begun)
 

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,12 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serving(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = free_port()
-    log = stack.enter_context(tempfile.TemporaryFile("w+"))
+    # Its log goes where pytest shows it when the test fails.
     process = subprocess.Popen(
         [sys.executable, "-m", "groundcrew_prediction"],
         env=environment(directory, PORT=str(port), **more),
-        stderr=log,
         start_new_session=True,
     )
     try:
@@ -60,14 +59,15 @@ def serving(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str
         yield process, port
     finally:
         # The workers too: they outlive a killed parent.
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"the service ended: {process.communicate()[1]}"
+        assert process.poll() is None, "the service ended"
         try:
             if ask(port, "GET", "/healthz")[0] == 200:
                 return

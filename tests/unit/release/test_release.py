@@ -127,6 +127,19 @@ def test_a_new_version_takes_over_the_port_and_the_old_one_is_its_way_back(
     assert actions(world.deploy(a_service(name="digits-2"))) == [("digits-2", "none")]
 
 
+def test_a_stopped_service_gets_its_port_back_from_the_one_that_had_it(
+    world: World, a_service: Any
+) -> None:
+    """digits-2 took the port, digits-1 failed on its new one; then digits-1 alone is wanted."""
+    world.deploy(a_service())
+    with pytest.raises(ReleaseError):
+        world.deploy(a_service(name="digits-2"), a_service("exits", host_port=18082))
+    assert world.status()["digits-1"] == "exited"
+    outcomes = world.deploy(a_service())
+    assert actions(outcomes) == [("digits-1", "started"), ("digits-2", "removed")]
+    assert world.status() == {"digits-1": "running"}
+
+
 def test_two_services_may_swap_their_ports(world: World, a_service: Any) -> None:
     world.deploy(a_service(), a_service(name="digits-2", host_port=18082))
     swapped = [a_service(name="digits-2"), a_service(host_port=18082)]

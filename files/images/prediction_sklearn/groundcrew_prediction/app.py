@@ -146,8 +146,8 @@ def _body(limit: int) -> bytes:
     """The request's body, read up to the limit whether or not its length was announced."""
     stream = request.environ["wsgi.input"]
     announced = request.content_length
-    data: bytes = b"" if announced is not None and announced > limit else stream.read(limit + 1)
-    if data or not announced or announced <= limit:
+    if announced is None or announced <= limit:
+        data: bytes = stream.read(limit + 1)
         if len(data) <= limit:
             return data
     # A client that is still sending when the connection is closed may never see the answer, so as

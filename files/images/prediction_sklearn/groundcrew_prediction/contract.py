@@ -147,10 +147,11 @@ def _check(value: Any, signature: Signature, level: int, where: str, depth: int 
         for position, inner in enumerate(value):
             _check(inner, signature, level + 1, f"{where}[{position}]", depth)
     elif depth is None:
-        _check_number(value, signature, where)
+        check_number(value, signature, where)
 
 
-def _check_number(value: Any, signature: Signature, where: str) -> None:
+def check_number(value: Any, signature: Signature, where: str) -> None:
+    """Raise BadRequest, which names ``where``, unless a model may be given this number."""
     if type(value) not in _NUMBERS:
         raise BadRequest(f"{where} is {_kind(value)}; it must be a number")
     try:

@@ -79,12 +79,20 @@ def load(
             f"{directory} holds a {manifest['framework']} model with files "
             f"{sorted(manifest['files'])}; this image serves framework sklearn from {ARTIFACT}"
         )
+    signature = Signature.from_manifest(manifest)
+    estimator = _unpickle(directory / ARTIFACT, manifest["files"][ARTIFACT]["sha256"])
+    method = "predict" if signature.labels is None else "predict_proba"
+    if not callable(getattr(estimator, method, None)):
+        raise GroundcrewError(
+            f"{directory / ARTIFACT} holds a {type(estimator).__name__}, which has no {method}; "
+            "publish an estimator that has, or correct the signature's outputs"
+        )
     engine = SklearnEngine(
         model=model,
         version=version,
         manifest_sha256=verified.manifest_sha256,
-        signature=Signature.from_manifest(manifest),
-        estimator=_unpickle(directory / ARTIFACT, manifest["files"][ARTIFACT]["sha256"]),
+        signature=signature,
+        estimator=estimator,
     )
     _check_golden(engine, golden.load(directory / model_store.GOLDEN))
     return engine
