@@ -44,12 +44,12 @@ fi
 "$python" -m venv --clear .venv
 unreachable="the Python package registry does not answer. Check the network, a proxy (https_proxy), PIP_INDEX_URL and, where TLS is
 re-signed, SSL_CERT_FILE; then run it again. Nothing but .venv was touched."
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --require-hashes -r requirements/bootstrap.txt ||
+.venv/bin/python -m pip install -qq --disable-pip-version-check --retries 1 --require-hashes -r requirements/bootstrap.txt ||
     fail "$unreachable"
 # uv is ten times as fast; pip reads pip.conf and knows more kinds of private index, so it is the second try.
 if ! VIRTUAL_ENV=$PWD/.venv .venv/bin/uv --quiet pip install --require-hashes -r "requirements/$kind.txt"; then
     echo "setup | uv could not install them; trying pip"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "requirements/$kind.txt" ||
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r "requirements/$kind.txt" ||
         fail "$unreachable"
 fi
 digest "$kind" >.venv/.groundcrew-requirements

@@ -71,7 +71,9 @@ def inventory(source: str, variants: list[str]) -> dict[str, Any]:
             if host != first:
                 for name in [name for name, group in groups.items() if first in group.get("hosts", [])]:
                     groups[name]["hosts"].append(host)
-    groups["test"]["vars"] = variables
+    # As variables of the hosts: a program's group variables would lose against the shared group_vars/all.
+    for name, values in hostvars.items():
+        hostvars[name] = {**variables, **values}
     return {**groups, "_meta": {"hostvars": hostvars}}
 
 

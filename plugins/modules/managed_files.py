@@ -214,6 +214,7 @@ class File:
     def _diff(self, before, after, attributes_before, attributes_after):
         if self.wanted["secret"]:
             before, after = ("", "") if before == after else ("<secret before>\n", "<secret after>\n")
+        before, after = (text if len(text) < 20000 else f"<{len(text)} characters>\n" for text in (before, after))
         entry = {"before_header": self.path, "after_header": self.path, "before": before, "after": after}
         if attributes_before != attributes_after:
             for key, value in (("before", attributes_before), ("after", attributes_after)):

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import train
 from groundcrew import golden, model_store
 from groundcrew.errors import GroundcrewError
 from moto.server import ThreadedMotoServer
+from sklearn.dummy import DummyClassifier
 
 BUCKET = "groundcrew-test-store"
 REQUIRED = {"MODEL_NAME": "digits", "MODEL_VERSION": "1", "STORE_BUCKET": BUCKET}
@@ -25,7 +28,7 @@ REQUIRED = {"MODEL_NAME": "digits", "MODEL_VERSION": "1", "STORE_BUCKET": BUCKET
 @pytest.fixture(scope="module")
 def store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """The environment of a job that may use an empty store."""
-    server = ThreadedMotoServer(port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     environment = {
@@ -109,27 +112,53 @@ def test_holdout_is_uploaded_as_the_batch_input(client, trained):
     assert all(0 <= float(value) <= 16 for row in rows[1:] for value in row[1:])
 
 
-def test_taken_version_is_refused(store, trained):
-    again = job(store, MODEL_VERSION="1")
-    assert again.returncode == 2
-    assert "published already" in again.stderr
-    assert "next free version is 2" in again.stderr
+def run_here(monkeypatch: pytest.MonkeyPatch, **changes: str) -> int:
+    """The job in this process: a new one takes seconds to import scikit-learn."""
+    for name, value in {**REQUIRED, **changes}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return train.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def test_gate_refuses_and_publishes_nothing(client, store):
-    refused = job(store, MODEL_VERSION="8", GATE_ACCURACY="0.9999")
-    assert refused.returncode == 3
-    assert "accuracy 0.9" in refused.stderr
-    assert "gate of 0.9999" in refused.stderr
+def test_taken_version_is_refused(store, trained, monkeypatch, capsys):
+    assert run_here(monkeypatch, MODEL_VERSION="1") == 2
+    message = capsys.readouterr().err
+    assert "published already" in message
+    assert "next free version is 2" in message
+
+
+def test_gate_refuses_and_publishes_nothing(client, store, monkeypatch, capsys):
+    def quick(images: np.ndarray, digits: np.ndarray, _seed: int) -> DummyClassifier:
+        return DummyClassifier().fit(images, digits)
+
+    monkeypatch.setattr(train, "train", quick)
+    assert run_here(monkeypatch, MODEL_VERSION="8", GATE_ACCURACY="0.9999") == 3
+    message = capsys.readouterr().err
+    assert re.search(
+        r"accuracy 0\.\d{4} on the held-out images is below the gate of 0\.9999", message
+    )
     assert "8" not in model_store.versions(client, BUCKET, "digits")
+    # The version is free again for anybody.
     model_store.claim(client, BUCKET, "digits", "8", owner="somebody else")
 
 
-def test_unreachable_store_is_one_readable_line(store):
-    failed = job({**store, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"})
-    assert failed.returncode == 2
-    assert "cannot be reached" in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_interrupted_job_gives_its_claim_back(client, store, monkeypatch):
+    def stopped(*_arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "train", stopped)
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, MODEL_VERSION="9")
+    model_store.claim(client, BUCKET, "digits", "9", owner="somebody else")
+
+
+def test_unreachable_store_is_one_readable_line(store, monkeypatch, capsys):
+    changes = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "MODEL_VERSION": "7"}
+    assert run_here(monkeypatch, **changes) == 2
+    assert "cannot be reached" in capsys.readouterr().err
 
 
 def test_split_is_fixed_and_stratified():

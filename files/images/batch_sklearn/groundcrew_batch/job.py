@@ -124,11 +124,8 @@ def _part(model: Engine, chunk: Chunk, include_instances: bool) -> bytes:
 def _lists(array: np.ndarray[Any, Any]) -> pa.Array:
     """An array (n, …) as n lists of float64."""
     flat = np.ascontiguousarray(array.reshape(len(array), -1), dtype=np.float64)
-    width = flat.shape[1]
-    offsets = pa.array(
-        np.arange(0, (len(flat) + 1) * width, width, dtype=np.int32)[: len(flat) + 1]
-    )
-    return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)))
+    offsets = np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat.reshape(-1)))
 
 
 def _rejected_table(rejected: list[Rejected]) -> pa.Table:

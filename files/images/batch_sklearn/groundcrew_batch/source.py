@@ -46,7 +46,7 @@ class Rejected:
 
 @dataclass
 class Chunk:
-    """Rows to score: ids, instances (n, features), and the rows of this chunk that were rejected."""
+    """Rows to score, as ids and instances (n, *shape), and the rejected rows among them."""
 
     ids: list[str]
     instances: np.ndarray[Any, Any]
@@ -121,8 +121,8 @@ def chunks(source: Input, signature: Signature, chunk_rows: int) -> Iterator[Chu
 def _read_csv(
     source: Input, malformed: list[Rejected]
 ) -> tuple[list[str], Iterator[pa.RecordBatch]]:
-    """Column names and batches of text; rows with too few or too many values go to ``malformed``."""
-    with source.path.open(newline="", encoding="utf-8", errors="replace") as stream:
+    """Column names and batches of text; rows of another length go to ``malformed``."""
+    with source.path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         names = next(csv.reader(stream), [])
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
