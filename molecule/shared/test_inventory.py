@@ -67,9 +67,13 @@ def inventory(source: str, variants: list[str]) -> dict[str, Any]:
         (first,) = hostvars
         for number, variant in enumerate(variants, start=1):
             host = f"test-{number}"
-            hostvars.setdefault(host, {"private_address": f"{SUBNET}0.{9 + number}"})["local_cloud_variant"] = variant
+            hostvars.setdefault(host, {"private_address": f"{SUBNET}0.{9 + number}"})[
+                "local_cloud_variant"
+            ] = variant
             if host != first:
-                for name in [name for name, group in groups.items() if first in group.get("hosts", [])]:
+                for name in [
+                    name for name, group in groups.items() if first in group.get("hosts", [])
+                ]:
                     groups[name]["hosts"].append(host)
     # As variables of the hosts: a program's group variables would lose against the shared group_vars/all.
     for name, values in hostvars.items():
@@ -79,4 +83,8 @@ def inventory(source: str, variants: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     wanted = os.environ.get("GROUNDCREW_TEST_INVENTORY", "single")
-    print(json.dumps(inventory(wanted, os.environ.get("GROUNDCREW_TEST_VARIANTS", "baked").split(","))))
+    print(
+        json.dumps(
+            inventory(wanted, os.environ.get("GROUNDCREW_TEST_VARIANTS", "baked").split(","))
+        )
+    )

@@ -17,6 +17,7 @@ if _PACKAGES not in sys.path:
 
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.service_map import parse_services  # noqa: E402
+from groundcrew.inventory import faults  # noqa: E402
 from groundcrew.services import (  # noqa: E402
     application_service,
     expand_models,
@@ -65,6 +66,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "inventory_faults": faults,
             "groundcrew_models": _filter(expand_models),
             "groundcrew_services": _filter(expand_services),
             "groundcrew_in_fleets": _filter(in_fleets),

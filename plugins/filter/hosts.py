@@ -23,7 +23,9 @@ def host_values(names: list[str], hostvars: Any, keys: dict[str, str]) -> list[d
     return rows
 
 
-def fleet_servers(fleet: str, environment: str, groups: Any, hostvars: Any, port: int, suffix: str = "") -> list[dict[str, Any]]:
+def fleet_servers(
+    fleet: str, environment: str, groups: Any, hostvars: Any, port: int, suffix: str = ""
+) -> list[dict[str, Any]]:
     """Where a service of one fleet listens: [{"name", "address", "port"}], one a host of the fleet."""
     return [
         {"name": name + suffix, "address": hostvars[name]["private_address"], "port": port}
@@ -31,12 +33,19 @@ def fleet_servers(fleet: str, environment: str, groups: Any, hostvars: Any, port
     ]
 
 
-def gateway_models(variants: list[dict[str, Any]], environment: str, groups: Any, hostvars: Any) -> list[dict[str, Any]]:
+def gateway_models(
+    variants: list[dict[str, Any]], environment: str, groups: Any, hostvars: Any
+) -> list[dict[str, Any]]:
     """The gateway's view of the models: [{"name", "servers"}], a server for each variant on each host of its fleet."""
     models: dict[str, list[dict[str, Any]]] = {}
     for variant in variants:
         servers = fleet_servers(
-            variant["fleet"], environment, groups, hostvars, int(variant["host_port"]), "-" + str(variant["version"])
+            variant["fleet"],
+            environment,
+            groups,
+            hostvars,
+            int(variant["host_port"]),
+            "-" + str(variant["version"]),
         )
         models.setdefault(variant["model"], []).extend(servers)
     return [{"name": name, "servers": servers} for name, servers in sorted(models.items())]
@@ -52,7 +61,9 @@ def model_manifests(fetched: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     manifests: dict[str, dict[str, str]] = {}
     for model in fetched:
         if model.get("manifest_sha256"):
-            manifests.setdefault(model["name"], {})[str(model["version"])] = model["manifest_sha256"]
+            manifests.setdefault(model["name"], {})[str(model["version"])] = model[
+                "manifest_sha256"
+            ]
     return manifests
 
 
@@ -91,7 +102,13 @@ def gateway_golden_checks(
 
 def checks_with_lines(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The checks, each with a line for people."""
-    return [{**check, "line": f"{'ok' if check['ok'] else 'FAILED'}  {check['name']}: {check['detail']}"} for check in checks]
+    return [
+        {
+            **check,
+            "line": f"{'ok' if check['ok'] else 'FAILED'}  {check['name']}: {check['detail']}",
+        }
+        for check in checks
+    ]
 
 
 def model_metrics(models: list[dict[str, Any]], variant: dict[str, Any]) -> str:
@@ -99,12 +116,19 @@ def model_metrics(models: list[dict[str, Any]], variant: dict[str, Any]) -> str:
     for model in models:
         if model["name"] == variant["model"]:
             metrics = model["manifests"].get(str(variant["version"]), {}).get("metrics", {})
-            return ", ".join(f"{name} {value}" for name, value in sorted(metrics.items())) or "no metrics"
+            return (
+                ", ".join(f"{name} {value}" for name, value in sorted(metrics.items()))
+                or "no metrics"
+            )
     return "no metrics"
 
 
 def scrape_targets(
-    variants: list[dict[str, Any]], services: dict[str, Any], environment: str, groups: Any, hostvars: Any
+    variants: list[dict[str, Any]],
+    services: dict[str, Any],
+    environment: str,
+    groups: Any,
+    hostvars: Any,
 ) -> list[dict[str, Any]]:
     """What Prometheus scrapes, one job a kind: node exporters, gateways, services of models and of the team."""
 
@@ -113,23 +137,45 @@ def scrape_targets(
 
     hosts = sorted(groups[environment])
     targets = [
-        {"job": "node", "targets": [f"{hostvars[host]['private_address']}:9100"], "labels": {"host": host}} for host in hosts
+        {
+            "job": "node",
+            "targets": [f"{hostvars[host]['private_address']}:9100"],
+            "labels": {"host": host},
+        }
+        for host in hosts
     ]
     gateways = fleet_servers("gateway", environment, groups, hostvars, 8404)
     if gateways:
         targets.append({"job": "gateway", "targets": addresses(gateways)})
     for variant in variants:
-        servers = fleet_servers(variant["fleet"], environment, groups, hostvars, int(variant["host_port"]))
-        targets.append({"job": "prediction", "targets": addresses(servers), "labels": {"service": variant["name"]}})
+        servers = fleet_servers(
+            variant["fleet"], environment, groups, hostvars, int(variant["host_port"])
+        )
+        targets.append(
+            {
+                "job": "prediction",
+                "targets": addresses(servers),
+                "labels": {"service": variant["name"]},
+            }
+        )
     for name, service in sorted(services.items()):
-        servers = fleet_servers(service.get("fleet", "application"), environment, groups, hostvars, int(service["port"]))
-        targets.append({"job": "application", "targets": addresses(servers), "labels": {"service": name}})
+        servers = fleet_servers(
+            service.get("fleet", "application"), environment, groups, hostvars, int(service["port"])
+        )
+        targets.append(
+            {"job": "application", "targets": addresses(servers), "labels": {"service": name}}
+        )
     return targets
 
 
-def client_hashes(clients: list[dict[str, Any]], secrets: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+def client_hashes(
+    clients: list[dict[str, Any]], secrets: dict[str, dict[str, str]]
+) -> list[dict[str, Any]]:
     """The gateway's clients with the hashes of their keys; the keys themselves stay in the secret store."""
-    return [{**client, "key_sha256": secrets["clients/" + client["name"]]["sha256"]} for client in clients]
+    return [
+        {**client, "key_sha256": secrets["clients/" + client["name"]]["sha256"]}
+        for client in clients
+    ]
 
 
 class FilterModule:

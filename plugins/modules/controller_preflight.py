@@ -36,10 +36,14 @@ def own_ports(environment):
 
     try:
         engine = docker.from_env(timeout=20)
-        containers = engine.containers.list(all=True, filters={"label": f"groundcrew.environment={environment}"})
+        containers = engine.containers.list(
+            all=True, filters={"label": f"groundcrew.environment={environment}"}
+        )
     except Exception:  # no engine, no containers: the role installs and starts one later
         return set()
-    bindings = [b for c in containers for b in (c.attrs["HostConfig"]["PortBindings"] or {}).values()]
+    bindings = [
+        b for c in containers for b in (c.attrs["HostConfig"]["PortBindings"] or {}).values()
+    ]
     return {int(entry["HostPort"]) for binding in bindings for entry in binding or []}
 
 
@@ -58,8 +62,14 @@ def main():
     import psutil
 
     p, problems = module.params, []
-    if os.getuid() != 0 and not shutil.which("sudo") and not os.access("/var/run/docker.sock", os.W_OK):
-        problems.append("You are not root, there is no sudo, and Docker's socket is not yours. Run as root, or install sudo.")
+    if (
+        os.getuid() != 0
+        and not shutil.which("sudo")
+        and not os.access("/var/run/docker.sock", os.W_OK)
+    ):
+        problems.append(
+            "You are not root, there is no sudo, and Docker's socket is not yours. Run as root, or install sudo."
+        )
 
     where = first_existing(p["disk_path"])
     free = shutil.disk_usage(where).free // 2**30
@@ -71,7 +81,12 @@ def main():
 
     taken = {}
     for connection in psutil.net_connections(kind="tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("127.0.0.1", "0.0.0.0", "::", "::1"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in (
+            "127.0.0.1",
+            "0.0.0.0",
+            "::",
+            "::1",
+        ):
             taken[connection.laddr.port] = connection.pid
     for port in set(p["loopback_ports"]) & set(taken) - own_ports(p["environment_name"]):
         try:
@@ -95,7 +110,10 @@ def main():
                     f"addresses in inventories/{p['environment_name']}."
                 )
     if problems:
-        module.fail_json(msg="This machine cannot take the environment yet. Nothing was changed.\n- " + "\n- ".join(problems))
+        module.fail_json(
+            msg="This machine cannot take the environment yet. Nothing was changed.\n- "
+            + "\n- ".join(problems)
+        )
     module.exit_json(changed=False)
 
 

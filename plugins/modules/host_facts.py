@@ -36,7 +36,9 @@ PROGRAMS = (
 
 def os_release(text):
     """Key to value of an os-release file."""
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    pairs = (
+        line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#")
+    )
     return {key: value.strip().strip('"') for key, value in pairs}
 
 
@@ -44,7 +46,11 @@ def installed(text):
     """Package name to [{version}] of dpkg's status file; removed packages whose configuration stays do not count."""
     packages = {}
     for paragraph in text.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] not in " \t")
+        fields = dict(
+            line.split(": ", 1)
+            for line in paragraph.splitlines()
+            if ": " in line and line[0] not in " \t"
+        )
         if fields.get("Status", "").endswith(" installed"):
             packages[fields["Package"]] = [{"version": fields.get("Version", "")}]
     return packages
@@ -63,11 +69,15 @@ def main():
     module.exit_json(
         changed=False,
         ansible_facts={
-            "distribution": {"debian": "Debian", "ubuntu": "Ubuntu"}.get(release.get("ID", ""), release.get("NAME", "")),
+            "distribution": {"debian": "Debian", "ubuntu": "Ubuntu"}.get(
+                release.get("ID", ""), release.get("NAME", "")
+            ),
             "distribution_version": version,
             "distribution_major_version": version.split(".")[0],
             "packages": packages,
-            "programs": sorted({os.path.basename(path) for path in PROGRAMS if os.path.exists(path)}),
+            "programs": sorted(
+                {os.path.basename(path) for path in PROGRAMS if os.path.exists(path)}
+            ),
         },
     )
 

@@ -46,9 +46,14 @@ def main():
     )
     parameters = module.params
     try:
-        images = [Image(**{key: tuple(v) if isinstance(v, list) else v for key, v in image.items()}) for image in parameters["images"]]
+        images = [
+            Image(**{key: tuple(v) if isinstance(v, list) else v for key, v in image.items()})
+            for image in parameters["images"]
+        ]
     except TypeError as error:
-        module.fail_json(msg=f"images: {error}; the keys are name, dockerfile, parent, context, target, tools, inputs.")
+        module.fail_json(
+            msg=f"images: {error}; the keys are name, dockerfile, parent, context, target, tools, inputs."
+        )
     known = [image.name for image in images]
     unknown = [name for name in parameters["wanted"] if name not in known]
     if unknown:
@@ -76,10 +81,14 @@ def main():
             digest = builder.remote_digest(name) if module.check_mode else builder.push(name)
             missing += [] if digest else [name]
             # In check mode an image that is not built yet has no digest; zeros cannot be taken for one.
-            references[name] = f"{parameters['registry_pull']}/groundcrew/{name}@{digest or 'sha256:' + '0' * 64}"
+            references[name] = (
+                f"{parameters['registry_pull']}/groundcrew/{name}@{digest or 'sha256:' + '0' * 64}"
+            )
     except GroundcrewError as error:
         module.fail_json(msg=str(error), built=builder.built)
-    module.exit_json(changed=bool(builder.built or missing), images=references, built=builder.built or missing)
+    module.exit_json(
+        changed=bool(builder.built or missing), images=references, built=builder.built or missing
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,12 @@ instances: {description: Host name to instance id., type: dict, returned: always
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.groundcrew.errors import GroundcrewError
-from ansible.module_utils.groundcrew.local_hosts import LocalHosts, plan, read_instances, read_user_data
+from ansible.module_utils.groundcrew.local_hosts import (
+    LocalHosts,
+    plan,
+    read_instances,
+    read_user_data,
+)
 
 
 def main():
@@ -68,17 +73,25 @@ def main():
             if not module.check_mode:
                 for container in containers.values():
                     local.remove(container)
-            module.exit_json(changed=bool(containers), created=[], removed=sorted(containers), instances={})
+            module.exit_json(
+                changed=bool(containers), created=[], removed=sorted(containers), instances={}
+            )
         import boto3
 
         ec2 = boto3.client("ec2")
         instances = read_instances(ec2, module.params["environment_name"])
         images = module.params["images"]
-        declared = {h["name"]: {**h, "image": images.get(f"host-{h['variant']}")} for h in module.params["hosts"]}
+        declared = {
+            h["name"]: {**h, "image": images.get(f"host-{h['variant']}")}
+            for h in module.params["hosts"]
+        }
         todo = plan(
             list(declared),
             instances,
-            {name: (c.labels["groundcrew.instance"], c.status == "running") for name, c in containers.items()},
+            {
+                name: (c.labels["groundcrew.instance"], c.status == "running")
+                for name, c in containers.items()
+            },
         )
         alive = {i.name: i for i in instances if i.state not in ("shutting-down", "terminated")}
         if not module.check_mode:

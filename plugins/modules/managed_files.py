@@ -72,7 +72,9 @@ class File:
         self.path, self.state = wanted["path"], wanted["state"]
         self.mode = int(wanted["mode"] or ("0755" if self.state == "directory" else "0644"), 8)
         if self.state == "file" and (wanted["content"] is None) == (wanted["json"] is None):
-            module.fail_json(msg=f"managed_files: {self.path} needs one of content and json (or state: directory).")
+            module.fail_json(
+                msg=f"managed_files: {self.path} needs one of content and json (or state: directory)."
+            )
         self.uid = identity(wanted["owner"], pwd.getpwnam, "pw_uid")
         if wanted["group"]:
             self.gid = identity(wanted["group"], grp.getgrnam, "gr_gid")
@@ -81,9 +83,15 @@ class File:
         else:
             self.gid = identity(wanted["owner"], pwd.getpwnam, "pw_gid")
         # In check mode the package that brings the user is not installed yet: that is no error, only a difference.
-        if (self.uid is None or self.gid is None) and self.state != "absent" and not module.check_mode:
+        if (
+            (self.uid is None or self.gid is None)
+            and self.state != "absent"
+            and not module.check_mode
+        ):
             missing = wanted["owner"] if self.uid is None else wanted["group"]
-            module.fail_json(msg=f"managed_files: {self.path} wants owner or group '{missing}', which this host does not have.")
+            module.fail_json(
+                msg=f"managed_files: {self.path} wants owner or group '{missing}', which this host does not have."
+            )
 
     def current(self):
         try:
@@ -108,10 +116,14 @@ class File:
         differs = status is None
         if self.state == "directory":
             if status is not None and not stat.S_ISDIR(status.st_mode):
-                self.module.fail_json(msg=f"managed_files: {self.path} should be a directory but is a file; move it away.")
+                self.module.fail_json(
+                    msg=f"managed_files: {self.path} should be a directory but is a file; move it away."
+                )
         else:
             if status is not None and not stat.S_ISREG(status.st_mode):
-                self.module.fail_json(msg=f"managed_files: {self.path} should be a file but is not a regular one; move it away.")
+                self.module.fail_json(
+                    msg=f"managed_files: {self.path} should be a file but is not a regular one; move it away."
+                )
             before = self.text() if status is not None else ""
             if self.wanted["json"] is not None:
                 after = self._merged(before)
@@ -131,10 +143,16 @@ class File:
         try:
             current = json.loads(before) if before.strip() else {}
         except ValueError as error:
-            self.module.fail_json(msg=f"managed_files: {self.path} is no JSON ({error}); correct it or move it away.")
+            self.module.fail_json(
+                msg=f"managed_files: {self.path} is no JSON ({error}); correct it or move it away."
+            )
         merged = merge(current, self.wanted["json"])
         # Equal data in another layout is no difference: it is somebody else's file too.
-        return before if merged == current and before else json.dumps(merged, indent=4, sort_keys=True) + "\n"
+        return (
+            before
+            if merged == current and before
+            else json.dumps(merged, indent=4, sort_keys=True) + "\n"
+        )
 
     def _write(self, differs, content):
         if self.state == "directory":
@@ -149,7 +167,9 @@ class File:
         parent = os.path.dirname(self.path)
         os.makedirs(parent, exist_ok=True)
         # Beside the target, so that the rename is atomic; 0600 from mkstemp, so that a secret is never readable.
-        handle, temporary = tempfile.mkstemp(dir=parent, prefix="." + os.path.basename(self.path) + ".")
+        handle, temporary = tempfile.mkstemp(
+            dir=parent, prefix="." + os.path.basename(self.path) + "."
+        )
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
                 file.write(content)
@@ -167,7 +187,9 @@ class File:
 
     def _validate(self, temporary):
         if "%s" not in self.wanted["validate"]:
-            self.module.fail_json(msg=f"managed_files: validate of {self.path} must contain %s: {self.wanted['validate']}")
+            self.module.fail_json(
+                msg=f"managed_files: validate of {self.path} must contain %s: {self.wanted['validate']}"
+            )
         command = self.wanted["validate"] % temporary
         code, out, err = self.module.run_command(command)
         if code != 0:
@@ -188,7 +210,9 @@ class File:
             content = file.read()
 
         def restore():
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(self.path), prefix=".restored.")
+            handle, temporary = tempfile.mkstemp(
+                dir=os.path.dirname(self.path), prefix=".restored."
+            )
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
             os.chown(temporary, status.st_uid, status.st_gid)
@@ -205,20 +229,40 @@ class File:
                 shutil.rmtree(self.path)
             else:
                 os.unlink(self.path)
-        return {"before_header": self.path, "after_header": self.path, "before": "present\n", "after": "absent\n"}
+        return {
+            "before_header": self.path,
+            "after_header": self.path,
+            "before": "present\n",
+            "after": "absent\n",
+        }
 
     @staticmethod
     def _attributes(status):
-        return None if status is None else (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+        return (
+            None if status is None else (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+        )
 
     def _diff(self, before, after, attributes_before, attributes_after):
         if self.wanted["secret"]:
-            before, after = ("", "") if before == after else ("<secret before>\n", "<secret after>\n")
-        before, after = (text if len(text) < 20000 else f"<{len(text)} characters>\n" for text in (before, after))
-        entry = {"before_header": self.path, "after_header": self.path, "before": before, "after": after}
+            before, after = (
+                ("", "") if before == after else ("<secret before>\n", "<secret after>\n")
+            )
+        before, after = (
+            text if len(text) < 20000 else f"<{len(text)} characters>\n" for text in (before, after)
+        )
+        entry = {
+            "before_header": self.path,
+            "after_header": self.path,
+            "before": before,
+            "after": after,
+        }
         if attributes_before != attributes_after:
             for key, value in (("before", attributes_before), ("after", attributes_after)):
-                line = "absent" if value is None else f"mode {value[0]:04o} owner {value[1]}:{value[2]}"
+                line = (
+                    "absent"
+                    if value is None
+                    else f"mode {value[0]:04o} owner {value[1]}:{value[2]}"
+                )
                 entry[key] = f"# {line}\n" + entry[key]
         return entry
 
@@ -232,7 +276,11 @@ def main():
                 "required": True,
                 "options": {
                     "path": {"type": "path", "required": True},
-                    "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
+                    "state": {
+                        "type": "str",
+                        "choices": ["file", "directory", "absent"],
+                        "default": "file",
+                    },
                     "content": {"type": "str"},
                     "json": {"type": "dict"},
                     "create_only": {"type": "bool", "default": False},

@@ -69,12 +69,18 @@ def read_golden(check):
 
 def ask(check):
     """(ok, detail) of a plain request."""
-    context = ssl.create_default_context(cafile=check["ca_file"]) if check["url"].startswith("https:") else None
+    context = (
+        ssl.create_default_context(cafile=check["ca_file"])
+        if check["url"].startswith("https:")
+        else None
+    )
     handlers = [urllib.request.ProxyHandler({}), NoRedirect()]
     if context:
         handlers.append(urllib.request.HTTPSHandler(context=context))
     body = check["body"].encode() if check["body"] is not None else None
-    request = urllib.request.Request(check["url"], data=body, method=check["method"], headers=check["headers"])
+    request = urllib.request.Request(
+        check["url"], data=body, method=check["method"], headers=check["headers"]
+    )
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=10) as reply:
             status, text = reply.status, reply.read(4 * 2**20).decode("utf-8", "replace")
@@ -110,7 +116,9 @@ def run(check):
                 ok, detail = ask(check)
             else:
                 first = cases.cases[0]["request"]
-                result = golden.check(check["url"], cases, headers=check["headers"], ca_file=check["ca_file"])
+                result = golden.check(
+                    check["url"], cases, headers=check["headers"], ca_file=check["ca_file"]
+                )
                 ok, detail = result.ok, result.detail
             if ok:
                 break
@@ -135,7 +143,9 @@ def main():
         "attempts": {"type": "int", "default": 1},
     }
     module = AnsibleModule(
-        argument_spec={"checks": {"type": "list", "elements": "dict", "required": True, "options": options}},
+        argument_spec={
+            "checks": {"type": "list", "elements": "dict", "required": True, "options": options}
+        },
         supports_check_mode=True,
     )
     results, request = [], None

@@ -149,7 +149,8 @@ def changed_copies(images: np.ndarray, random: np.random.Generator) -> np.ndarra
         large[index] = ndimage.affine_transform(image, matrix, offset, order=1)
     small = large.reshape(count, SIDE, scale, SIDE, scale).mean((2, 4))
     ink = random.uniform(0.85, 1.5, (count, 1, 1))
-    return np.clip(small * ink, 0, INK).round().reshape(count, SIDE * SIDE)
+    copies: np.ndarray = np.clip(small * ink, 0, INK).round().reshape(count, SIDE * SIDE)
+    return copies
 
 
 def train(images: np.ndarray, digits: np.ndarray, seed: int) -> Pipeline:
@@ -245,7 +246,8 @@ def run(settings: Settings, client: Any) -> dict[str, Any] | None:
         loss = float(log_loss(data.holdout_digits, probabilities))
         say(f"trained; accuracy {accuracy:.4f} on the held-out images, log loss {loss:.4f}")
         if accuracy < settings.gate_accuracy:
-            return _refuse(name, accuracy, settings.gate_accuracy)
+            _print_refusal(name, accuracy, settings.gate_accuracy)
+            return None
         objects.put(client, settings.bucket, HOLDOUT_KEY, holdout_csv(data))
         say(f"wrote the held-out images to s3://{settings.bucket}/{HOLDOUT_KEY}")
         with tempfile.TemporaryDirectory() as scratch:
@@ -267,7 +269,7 @@ def run(settings: Settings, client: Any) -> dict[str, Any] | None:
     }
 
 
-def _refuse(name: str, accuracy: float, gate: float) -> None:
+def _print_refusal(name: str, accuracy: float, gate: float) -> None:
     print(
         f"error: {name} is refused: accuracy {accuracy:.4f} on the held-out images is below the "
         f"gate of {gate:g}. Nothing was published. Mend the data or the training, or lower "

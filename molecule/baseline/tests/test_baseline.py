@@ -18,7 +18,9 @@ def test_named_user_may_log_in(host):
 
 
 def test_security_updates_are_on(host):
-    assert 'Unattended-Upgrade "1"' in host.check_output("apt-config dump | grep Periodic::Unattended")
+    assert 'Unattended-Upgrade "1"' in host.check_output(
+        "apt-config dump | grep Periodic::Unattended"
+    )
     assert host.package("unattended-upgrades").is_installed
 
 

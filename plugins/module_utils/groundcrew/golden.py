@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import ssl
@@ -224,7 +225,7 @@ def _ask(
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         return None, f"{url} did not answer: {reason}"
-    except Exception as error:  # http.client.HTTPException: a peer that does not speak HTTP
+    except http.client.HTTPException as error:
         return None, f"{url} did not answer with HTTP: {type(error).__name__}: {error}"
     try:
         return json.loads(data), None

@@ -34,7 +34,9 @@ class Image:
     context: str = "."
     target: str = ""
     tools: tuple[str, ...] = field(default=())  # images that its Dockerfile mounts while it builds
-    inputs: tuple[str, ...] = field(default=())  # files and folders besides the Dockerfile's own folder
+    inputs: tuple[str, ...] = field(
+        default=()
+    )  # files and folders besides the Dockerfile's own folder
 
 
 def files_below(root: Path, path: str) -> list[Path]:
@@ -47,7 +49,9 @@ def files_below(root: Path, path: str) -> list[Path]:
             f"image input '{path}' does not exist below {root}. Correct `inputs` of the image."
         )
     return sorted(
-        p for p in start.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".pyc"
+        p
+        for p in start.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".pyc"
     )
 
 
@@ -96,7 +100,10 @@ class Builder:
         return f"{self.registry}/groundcrew/{name}:{self.tag(name)}"
 
     def present(self, name: str) -> bool:
-        return self._docker("image", "inspect", "--format", "{{.Id}}", self.local(name)).returncode == 0
+        return (
+            self._docker("image", "inspect", "--format", "{{.Id}}", self.local(name)).returncode
+            == 0
+        )
 
     def remote_digest(self, name: str) -> str | None:
         """The digest that the registry has for the image's tag; None when it does not have it."""
@@ -113,7 +120,9 @@ class Builder:
         try:
             # A registry on loopback is not behind the proxy of the environment.
             opener = urllib.request.build_opener(
-                urllib.request.ProxyHandler({}) if self.plain_http else urllib.request.ProxyHandler()
+                urllib.request.ProxyHandler({})
+                if self.plain_http
+                else urllib.request.ProxyHandler()
             )
             with opener.open(request, timeout=20) as reply:
                 return str(reply.headers["Docker-Content-Digest"])
@@ -142,7 +151,13 @@ class Builder:
             parent = self.local(image.parent)
         else:
             parent = image.parent
-        command = ["build", "--file", str(self.root / image.dockerfile), "--build-arg", f"PARENT={parent}"]
+        command = [
+            "build",
+            "--file",
+            str(self.root / image.dockerfile),
+            "--build-arg",
+            f"PARENT={parent}",
+        ]
         command += ["--tag", self.local(name), "--tag", f"groundcrew/{name}:build"]
         if image.target:
             command += ["--target", image.target]
@@ -152,7 +167,8 @@ class Builder:
         if done.returncode != 0:
             lines = (done.stdout + done.stderr).strip().splitlines()[-25:]
             raise GroundcrewError(
-                f"image '{name}' does not build from {image.dockerfile}. Its last lines:\n" + "\n".join(lines)
+                f"image '{name}' does not build from {image.dockerfile}. Its last lines:\n"
+                + "\n".join(lines)
             )
         self.built.append(name)
 
@@ -165,15 +181,21 @@ class Builder:
         self._docker("tag", self.local(name), self.remote(name))
         done = self._docker("push", "--quiet", self.remote(name))
         if done.returncode != 0:
-            raise GroundcrewError(f"image '{name}' cannot be pushed to {self.registry}: {done.stderr.strip()}")
+            raise GroundcrewError(
+                f"image '{name}' cannot be pushed to {self.registry}: {done.stderr.strip()}"
+            )
         if name not in self.built:
             self.built.append(name)
         digest = self.remote_digest(name)
         if digest is None:
-            raise GroundcrewError(f"the registry lost image '{name}' right after the push; its disk may be full.")
+            raise GroundcrewError(
+                f"the registry lost image '{name}' right after the push; its disk may be full."
+            )
         return digest
 
     @staticmethod
     def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        return subprocess.run([DOCKER, *arguments], env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [DOCKER, *arguments], env=environment, capture_output=True, text=True, check=False
+        )

@@ -65,7 +65,9 @@ def plan(
     Raises GroundcrewError when there are containers and the cloud knows nothing: it was lost, and following it would
     delete every host.
     """
-    alive = {i.name: i for i in instances if i.state in ("pending", "running", "stopping", "stopped")}
+    alive = {
+        i.name: i for i in instances if i.state in ("pending", "running", "stopping", "stopped")
+    }
     if containers and not instances:
         raise GroundcrewError(
             f"the AWS stand-in knows no instance, but the hosts {', '.join(sorted(containers))} are there: its memory is "
@@ -99,7 +101,12 @@ def read_instances(ec2: Any, environment: str) -> list[Instance]:
             for raw in reservation["Instances"]:
                 tags = {tag["Key"]: tag["Value"] for tag in raw.get("Tags", [])}
                 found.append(
-                    Instance(raw["InstanceId"], tags.get("Name", ""), raw.get("PrivateIpAddress", ""), raw["State"]["Name"])
+                    Instance(
+                        raw["InstanceId"],
+                        tags.get("Name", ""),
+                        raw.get("PrivateIpAddress", ""),
+                        raw["State"]["Name"],
+                    )
                 )
     return found
 
@@ -176,9 +183,7 @@ class LocalHosts:
                 },
             },
             "NetworkingConfig": {
-                "EndpointsConfig": {
-                    self.network: {"IPAMConfig": {"IPv4Address": instance.address}}
-                }
+                "EndpointsConfig": {self.network: {"IPAMConfig": {"IPv4Address": instance.address}}}
             },
         }
         created = self.docker.api.create_container_from_config(config, name=host["name"])

@@ -36,7 +36,9 @@ def ssh_key() -> Secret:
         "private": key.private_bytes(
             s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption()
         ).decode(),
-        "public": key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH).decode(),
+        "public": key.public_key()
+        .public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
+        .decode(),
     }
 
 
@@ -65,7 +67,10 @@ def certificate(name: str, names: list[str], issuer: Secret | None) -> Secret:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None if issuer else 0), critical=True)
+        .add_extension(
+            x509.BasicConstraints(ca=issuer is None, path_length=None if issuer else 0),
+            critical=True,
+        )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
     if issuer:
@@ -73,10 +78,13 @@ def certificate(name: str, names: list[str], issuer: Secret | None) -> Secret:
         signer: Any = s.load_pem_private_key(issuer["private_key"].encode(), None)
         builder = (
             builder.issuer_name(authority.subject)
-            .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False
+            )
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
+                critical=False,
             )
         )
     else:
@@ -168,14 +176,18 @@ class SecretStore:
             if dry_run:
                 continue
             if old is None:
-                self.client.create_secret(Name=f"{self.prefix}/{name}", SecretString=json.dumps(value))
+                self.client.create_secret(
+                    Name=f"{self.prefix}/{name}", SecretString=json.dumps(value)
+                )
             else:
                 self.write(name, value)
         return values, made
 
     def write(self, name: str, value: Secret) -> None:
         """Replace the value of a secret that exists."""
-        self.client.put_secret_value(SecretId=f"{self.prefix}/{name}", SecretString=json.dumps(value))
+        self.client.put_secret_value(
+            SecretId=f"{self.prefix}/{name}", SecretString=json.dumps(value)
+        )
 
     @staticmethod
     def _value(
@@ -183,7 +195,9 @@ class SecretStore:
     ) -> Secret:
         kind = want.get("kind")
         if kind not in KINDS:
-            raise GroundcrewError(f"secret '{name}' has kind '{kind}'; use one of {', '.join(KINDS)}.")
+            raise GroundcrewError(
+                f"secret '{name}' has kind '{kind}'; use one of {', '.join(KINDS)}."
+            )
         if kind == "certificate":
             issuer = values.get(want.get("issuer", ""))
             if issuer is None:

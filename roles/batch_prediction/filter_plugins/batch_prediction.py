@@ -61,10 +61,17 @@ def schedule_fault(schedule: Any) -> str:
     for text, (name, lowest, highest, words) in zip(schedule.split(), _FIELDS, strict=True):
         for part in text.split(","):
             match = re.fullmatch(r"(?:\*|(\w+)(?:-(\w+))?)(?:/([0-9]+))?", part)
-            numbers = [words.get(bound.lower(), bound) for bound in (match.groups()[:2] if match else ()) if bound]
+            numbers = [
+                words.get(bound.lower(), bound)
+                for bound in (match.groups()[:2] if match else ())
+                if bound
+            ]
             if (
                 not match
-                or any(not str(number).isdecimal() or not lowest <= int(number) <= highest for number in numbers)
+                or any(
+                    not str(number).isdecimal() or not lowest <= int(number) <= highest
+                    for number in numbers
+                )
                 or sorted(map(int, numbers)) != list(map(int, numbers))
                 # A step needs a range: cron reads 5/10 as 5.
                 or (match[3] and (int(match[3]) == 0 or len(numbers) == 1))
@@ -95,7 +102,9 @@ def batch_jobs(
     check run on a fresh host does not have. Raises AnsibleFilterError for the first fault.
     """
     if not isinstance(jobs, Mapping):
-        raise AnsibleFilterError(f"batch_jobs is a {type(jobs).__name__}; it has to be a map. Edit {file}.")
+        raise AnsibleFilterError(
+            f"batch_jobs is a {type(jobs).__name__}; it has to be a map. Edit {file}."
+        )
     # Ansible's own containers are subclasses that template themselves; the wrapper's JSON needs plain ones.
     checked = [_job(str(name), jobs[name], file) for name in sorted(jobs, key=str)]
     mine = []
@@ -131,18 +140,30 @@ def _job(name: str, raw: Any, file: str) -> dict[str, Any]:
         raise fault(f"{error}.") from error
     if message := schedule_fault(job["schedule"]):
         raise fault(message)
-    for key, lowest, highest in (("timeout_minutes", 1, 10080), ("retries", 0, 10), ("chunk_rows", 1, 10_000_000)):
+    for key, lowest, highest in (
+        ("timeout_minutes", 1, 10080),
+        ("retries", 0, 10),
+        ("chunk_rows", 1, 10_000_000),
+    ):
         value = job[key]
         if value is None and key == "chunk_rows":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-            raise fault(f"{key} is {value!r}; it has to be a whole number from {lowest} to {highest}.")
+            raise fault(
+                f"{key} is {value!r}; it has to be a whole number from {lowest} to {highest}."
+            )
     if not isinstance(job["include_instances"], bool):
-        raise fault(f"include_instances is {job['include_instances']!r}; it has to be true or false.")
+        raise fault(
+            f"include_instances is {job['include_instances']!r}; it has to be true or false."
+        )
     for key, pattern, expected in (
         ("memory", _MEMORY, "a size such as 512m or 2g"),
         ("owner", _OWNER, "a name or an address: letters, digits, spaces and @._+-"),
-        ("input", _INPUT, "a key of the store's bucket, such as data/digits.csv, or s3://<bucket>/<key>"),
+        (
+            "input",
+            _INPUT,
+            "a key of the store's bucket, such as data/digits.csv, or s3://<bucket>/<key>",
+        ),
     ):
         if not isinstance(job[key], str) or not pattern.fullmatch(job[key]):
             raise fault(f"{key} is {job[key]!r}; it has to be {expected}.")
@@ -179,7 +200,9 @@ def _for_host(
         "manifest_sha256": manifest,
         "model_directory": f"{settings['model_directory']}/{model}/{version}",
         "bucket": settings["bucket"],
-        "input": job["input"] if job["input"].startswith("s3://") else f"s3://{settings['bucket']}/{job['input']}",
+        "input": job["input"]
+        if job["input"].startswith("s3://")
+        else f"s3://{settings['bucket']}/{job['input']}",
         "include_instances": job["include_instances"],
         "chunk_rows": job["chunk_rows"],
         "memory": job["memory"].lower(),
@@ -191,7 +214,12 @@ def _for_host(
         "env_file": settings["env_file"],
         "textfile": f"{settings['textfile_directory']}/groundcrew_batch_{name}.prom",
     }
-    return {"name": name, "schedule": " ".join(job["schedule"].split()), "owner": job["owner"], "spec": _plain(spec)}
+    return {
+        "name": name,
+        "schedule": " ".join(job["schedule"].split()),
+        "owner": job["owner"],
+        "spec": _plain(spec),
+    }
 
 
 def _plain(value: Any) -> Any:

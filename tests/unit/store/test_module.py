@@ -19,7 +19,8 @@ from groundcrew import model_store
 from moto.server import ThreadedMotoServer
 
 ROOT = Path(__file__).resolve().parents[3]
-BUCKET = "groundcrew-test-store"
+# moto keeps one cloud a process, whatever the number of its servers.
+BUCKET = "groundcrew-module-test-store"
 MODELS = [{"name": "digits", "version": "1"}]
 
 

@@ -21,7 +21,8 @@ from groundcrew.errors import GroundcrewError
 from moto.server import ThreadedMotoServer
 from sklearn.dummy import DummyClassifier
 
-BUCKET = "groundcrew-test-store"
+# moto keeps one cloud a process, whatever the number of its servers.
+BUCKET = "groundcrew-training-test-store"
 REQUIRED = {"MODEL_NAME": "digits", "MODEL_VERSION": "1", "STORE_BUCKET": BUCKET}
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 from groundcrew import model_store
 from groundcrew.errors import GroundcrewError
@@ -23,10 +24,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     if settings.workers > 1:
-        metrics = os.path.join(tempfile.gettempdir(), "groundcrew-prediction-metrics")  # noqa: PTH118
+        metrics = Path(tempfile.gettempdir()) / "groundcrew-prediction-metrics"
         shutil.rmtree(metrics, ignore_errors=True)
-        os.mkdir(metrics)  # noqa: PTH102
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+        metrics.mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     command = [
         "granian",
         "--interface=wsgi",

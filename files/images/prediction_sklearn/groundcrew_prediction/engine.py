@@ -25,11 +25,20 @@ ARTIFACT = "model.joblib"
 class Engine(Protocol):
     """What the service needs of a model, whatever the framework."""
 
-    model: str
-    version: str
-    framework: str
-    manifest_sha256: str
-    signature: Signature
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def framework(self) -> str: ...
+
+    @property
+    def manifest_sha256(self) -> str: ...
+
+    @property
+    def signature(self) -> Signature: ...
 
     def predict(self, instances: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Predictions (n, *outputs) of instances (n, *shape). Safe to call from several threads."""

@@ -23,7 +23,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _PREFIX = "groundcrew_prediction"
 
 # The time at which each counter was made doubles the number of series and nobody asks for it.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -46,7 +46,8 @@ class Metrics:
             (*names, "code"),
             registry=self._registry,
         )
-        self._requests = lambda code: requests.labels(**labels, code=code)
+        self._requests = requests
+        self._labels = labels
         self._instances = Counter(
             f"{_PREFIX}_instances_total", "Instances predicted.", names, registry=self._registry
         ).labels(**labels)
@@ -76,7 +77,7 @@ class Metrics:
     def answered(self, code: int, seconds: float) -> None:
         """Count a request to predict that was answered with an HTTP status."""
         self._in_flight.dec()
-        self._requests(str(code)).inc()
+        self._requests.labels(**self._labels, code=str(code)).inc()
         self._total.observe(seconds)
 
     def predicted(self, instances: int, queue_seconds: float, model_seconds: float) -> None:
@@ -89,6 +90,6 @@ class Metrics:
         """All metrics, for a scrape."""
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
         return generate_latest(self._registry)

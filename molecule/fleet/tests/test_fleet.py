@@ -1,0 +1,144 @@
+"""What a user of the deployed system sees, and what nobody may see."""
+
+import json
+import os
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import testinfra
+
+ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+BUILD = ROOT / "build/test"
+HOSTS = {
+    "test-gateway-1": "10.78.0.10",
+    "test-prediction-1": "10.78.0.11",
+    "test-prediction-2": "10.78.0.12",
+    "test-application-1": "10.78.0.21",
+    "test-training-1": "10.78.0.31",
+    "test-batch-1": "10.78.0.41",
+}
+
+
+@pytest.fixture(scope="module")
+def access():
+    return json.loads((BUILD / "access.json").read_text())
+
+
+def ask(access, path, body=None, key=True, headers=()):
+    """(status, answer, headers) of a request to the gateway."""
+    request = urllib.request.Request(
+        access["gateway_url"] + path, data=body, headers={"Content-Type": "application/json", **dict(headers)}
+    )
+    if key:
+        request.add_header("X-Api-Key", access["api_key"])
+    context = ssl.create_default_context(cafile=access["ca_file"])
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=20) as reply:
+            return reply.status, reply.read(), reply.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+def on(name):
+    return testinfra.get_host(f"ssh://{name}", ssh_config=str(BUILD / "ssh/config"), sudo=True)
+
+
+def test_access_file(access):
+    assert (BUILD / "access.json").stat().st_mode & 0o777 == 0o600
+    assert access["hosts"] == HOSTS
+    assert access["region"] == "us-east-1"
+    assert Path(access["ca_file"]).exists()
+
+
+def test_report(access):
+    report = json.loads((BUILD / "verify.json").read_text())
+    assert report["ok"] is True
+    names = [check["name"] for check in report["checks"]]
+    assert "digits-1 on test-prediction-1" in names and "digits-1 on test-prediction-2" in names
+    assert all({"name", "ok", "detail"} <= set(check) for check in report["checks"])
+
+
+def test_prediction_is_ten_probabilities(access):
+    body = (BUILD / "request.json").read_bytes()
+    status, answer, headers = ask(access, "/v1/models/digits:predict", body)
+    assert status == 200
+    for row in json.loads(answer)["predictions"]:
+        assert len(row) == 10 and abs(sum(row) - 1) < 1e-6
+    assert headers["X-Model-Version"] == "1" and "model;dur=" in headers["Server-Timing"]
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"not json", "JSON"),
+        (b"{}", "instances"),
+        (b'{"instances": [[1, 2, 3]]}', "64"),
+        (json.dumps({"instances": [[0.0] * 63 + ["x"]]}).encode(), "63"),
+        (b'{"instances": [[' + b"0," * 63 + b"NaN]]}", "NaN"),
+    ],
+)
+def test_bad_request_says_why_and_the_service_stays_up(access, body, word):
+    status, answer, _ = ask(access, "/v1/models/digits:predict", body)
+    assert status == 400 and word in json.loads(answer)["error"]
+    assert ask(access, "/v1/models/digits")[0] == 200
+
+
+def test_strangers_are_refused(access):
+    body = (BUILD / "request.json").read_bytes()
+    assert ask(access, "/v1/models/digits:predict", body, key=False)[0] == 401
+    assert ask(access, "/v1/models/digits:predict", body, key=False, headers={"X-Api-Key": "wrong"})[0] == 401
+    assert ask(access, "/v1/models/unknown:predict", body)[0] == 404
+    assert ask(access, "/v1/other")[0] == 404
+    assert ask(access, "/v1/models/digits:predict", b"x" * (2 << 20))[0] == 413
+
+
+def test_the_key_is_kept_hashed_and_secrets_are_not_readable(access, host):
+    assert host.run(f"grep -rq {access['api_key']} /etc/haproxy").rc == 1
+    secret = on("test-application-1").check_output("find /var/lib/groundcrew/services -path '*secrets*' -type f -printf '%m\\n'").split()
+    assert secret and set(secret) == {"400"}
+
+
+def test_only_the_gateway_is_published_on_this_machine():
+    ports = subprocess.run(
+        ["/usr/bin/docker", "ps", "--filter", "label=groundcrew.environment=test", "--format", "{{.Names}} {{.Ports}}"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    published = dict(line.split(" ", 1) for line in ports.splitlines() if "->" in line)
+    assert published == {
+        "test-gateway-1": "127.0.0.1:9443->443/tcp",
+        "test-registry": "127.0.0.1:6077->5000/tcp",
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTS if name != "test-gateway-1"])
+def test_hosts_listen_on_the_private_address_only(name):
+    sockets = on(name).check_output("ss -Htln | awk '{print $4}'").split()
+    public = [address for address in sockets if not address.startswith((HOSTS[name], "127.", "[::1]"))]
+    assert {address.rsplit(":", 1)[1] for address in public} <= {"22"}, public
+
+
+def test_batch_job_is_installed_and_has_run(access):
+    assert on("test-batch-1").file("/etc/cron.d/groundcrew-digits_nightly").mode == 0o644
+    status, answer, _ = ask(access, "/api/batch", key=False)
+    run = json.loads(answer)
+    assert status == 200 and run["rows"] > 400 and run["items"][0]["instance"]
+
+
+def test_no_container_is_privileged():
+    listed = subprocess.run(
+        ["/usr/bin/docker", "ps", "-q", "--filter", "label=groundcrew.environment=test"], capture_output=True, text=True, check=True
+    ).stdout.split()  # fmt: skip
+    flags = subprocess.run(
+        ["/usr/bin/docker", "inspect", "-f", "{{.HostConfig.Privileged}}", *listed], capture_output=True, text=True, check=True
+    ).stdout.split()  # fmt: skip
+    assert set(flags) == {"false"} and len(flags) == 7
+
+
+def test_every_target_is_scraped(host):
+    answer = on("test-batch-1").check_output("python3 -c \"import urllib.request as u; print(u.urlopen('http://10.78.0.41:9090/api/v1/targets').read().decode())\"")
+    down = [t["scrapeUrl"] for t in json.loads(answer)["data"]["activeTargets"] if t["health"] == "down"]
+    assert not down

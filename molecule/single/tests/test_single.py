@@ -1,0 +1,29 @@
+"""Everything on one host: all services run, and only the gateway listens beyond the private address."""
+
+import json
+import os
+from pathlib import Path
+
+BUILD = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "build/test"
+PRIVATE = ("10.78.0.10", "127.", "[::1]")
+
+
+def test_the_proof_passed():
+    report = json.loads((BUILD / "verify.json").read_text())
+    assert report["ok"], [check for check in report["checks"] if not check["ok"]]
+    names = " ".join(check["name"] for check in report["checks"])
+    for part in ("on test-1", "through the gateway", "401", "application page", "batch results"):
+        assert part in names
+
+
+def test_every_service_runs_on_this_host(host):
+    running = host.check_output("docker ps --format '{{.Names}}'").split()
+    assert {"digits-1", "application"} <= set(running)
+    for unit in ("haproxy", "prometheus", "prometheus-alertmanager", "prometheus-node-exporter", "cron"):
+        assert host.service(unit).is_running, unit
+
+
+def test_only_gateway_and_sshd_listen_on_every_address(host):
+    sockets = host.check_output("ss -Htln | awk '{print $4}'").split()
+    public = {address.rsplit(":", 1)[1] for address in sockets if not address.startswith(PRIVATE)}
+    assert public <= {"22", "443"}, sockets
