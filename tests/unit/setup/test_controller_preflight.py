@@ -28,6 +28,8 @@ def preflight(**changes: Any) -> tuple[int, str]:
             str(Path(sys.executable).parent / "ansible"),
             "localhost",
             "--inventory=localhost,",
+            "--connection=local",
+            f"--extra-vars=ansible_python_interpreter={sys.executable}",
             "-m",
             "controller_preflight",
             "-a",
