@@ -2,7 +2,7 @@
 """An inventory for tests: one that ships, as environment `test`, with names, subnet and ports of its own.
 
 GROUNDCREW_TEST_INVENTORY: which one, `single` (default) or `local`.
-GROUNDCREW_TEST_VARIANTS: for `single`, the kinds of host image, one host each; default `baked`.
+GROUNDCREW_TEST_VARIANTS: for `single`, the kinds of host image, one host each: test-1 of `baked` (the default), test-plain, test-dlami.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PORT_SHIFT = 1000
 SUBNET = "10.78."
+ADDRESSES = {"baked": "10.78.0.10", "plain": "10.78.0.11", "dlami": "10.78.0.12"}
 
 
 def rename(name: str, source: str) -> str:
@@ -64,17 +65,15 @@ def inventory(source: str, variants: list[str]) -> dict[str, Any]:
     for name, group in yaml.safe_load((folder / "hosts.yml").read_text()).items():
         add(name, group)
     if source == "single":
+        # A name and an address of its own for each kind, so that a host never changes its kind.
         (first,) = hostvars
-        for number, variant in enumerate(variants, start=1):
-            host = f"test-{number}"
-            hostvars.setdefault(host, {"private_address": f"{SUBNET}0.{9 + number}"})[
-                "local_cloud_variant"
-            ] = variant
-            if host != first:
-                for name in [
-                    name for name, group in groups.items() if first in group.get("hosts", [])
-                ]:
-                    groups[name]["hosts"].append(host)
+        names = {first if kind == "baked" else f"test-{kind}": kind for kind in variants}
+        for group in groups.values():
+            if first in group.get("hosts", []):
+                group["hosts"] = list(names)
+        hostvars = {
+            name: {"private_address": ADDRESSES[kind], "local_cloud_variant": kind} for name, kind in names.items()
+        }
     # As variables of the hosts: a program's group variables would lose against the shared group_vars/all.
     for name, values in hostvars.items():
         hostvars[name] = {**variables, **values}

@@ -16,8 +16,8 @@ if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
 from groundcrew.errors import GroundcrewError  # noqa: E402
-from groundcrew.service_map import parse_services  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
+from groundcrew.service_map import parse_services  # noqa: E402
 from groundcrew.services import (  # noqa: E402
     application_service,
     expand_models,

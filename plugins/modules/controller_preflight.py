@@ -95,7 +95,8 @@ def main():
         except (psutil.Error, TypeError):
             who = "another user's process"
         problems.append(
-            f"Port {port} on this machine is taken by {who}. Stop it, or change the port: grep -rn {port} inventories/{p['environment_name']}"
+            f"Port {port} on this machine is taken by {who}. Stop it, or change the port: "
+            f"grep -rn {port} inventories/{p['environment_name']}"
         )
 
     wanted = ipaddress.ip_network(p["network_cidr"])

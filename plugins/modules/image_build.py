@@ -9,7 +9,11 @@ short_description: Build images named by a hash of their inputs, push them, retu
 description: Runs on the controller. The community.docker modules have no BuildKit on Debian's engine.
 options:
   root: {description: The repository., type: path, required: true}
-  images: {description: "Every image: name, dockerfile, parent, context, target, tools, inputs.", type: list, elements: dict, required: true}
+  images:
+    description: "Every image: name, dockerfile, parent, context, target, tools, inputs."
+    type: list
+    elements: dict
+    required: true
   wanted: {description: The names that are needed; parents are built when one of them must be., type: list, elements: str, required: true}
   registry_push: {description: "Where to push; empty for images that only this machine needs.", type: str, default: ""}
   registry_pull: {description: The same registry as the hosts see it., type: str, default: ""}

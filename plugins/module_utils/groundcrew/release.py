@@ -635,8 +635,10 @@ def lock(state_directory: str, seconds: float = _LOCK_SECONDS) -> Iterator[None]
 def summary(outcome: Outcome, *, future: bool = False) -> str:
     """A few lines for a diff: what is done and which keys of the map differ, never a value."""
     lines = [
-        f"{outcome.name}: {'would be ' if future else ''}{outcome.action}, release "
-        f"{outcome.release or 'unknown'}"
+        (
+            f"{outcome.name}: {'would be ' if future else ''}{outcome.action}, release "
+            f"{outcome.release or 'unknown'}"
+        )
     ]
     lines += [f"  {key} differs" for key in outcome.changes]
     return "\n".join(lines) + "\n"

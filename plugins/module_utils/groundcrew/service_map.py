@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -404,7 +405,7 @@ class _Check:
             number = float("nan") if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")):
+        if not math.isfinite(number):
             raise self.error(key, value, "a number")
         return number
 

@@ -57,7 +57,10 @@ _FIELDS: list[tuple[str, int, int, dict[str, int]]] = [
 def schedule_fault(schedule: Any) -> str:
     """What cron would not accept about five fields as in crontab(5); "" when it would."""
     if not isinstance(schedule, str) or len(schedule.split()) != len(_FIELDS):
-        return f'schedule is {schedule!r}; it has to be five fields as in crontab(5), such as "30 2 * * *".'
+        return (
+            f"schedule is {schedule!r}; it has to be five fields as in crontab(5), such as "
+            '"30 2 * * *".'
+        )
     for text, (name, lowest, highest, words) in zip(schedule.split(), _FIELDS, strict=True):
         for part in text.split(","):
             match = re.fullmatch(r"(?:\*|(\w+)(?:-(\w+))?)(?:/([0-9]+))?", part)
@@ -77,8 +80,8 @@ def schedule_fault(schedule: Any) -> str:
                 or (match[3] and (int(match[3]) == 0 or len(numbers) == 1))
             ):
                 return (
-                    f"schedule is {schedule!r}; '{part}' is no {name}: {lowest} to {highest}, *, ranges and lists of "
-                    "them, and steps such as */5."
+                    f"schedule is {schedule!r}; '{part}' is no {name}: {lowest} to {highest}, *, "
+                    "ranges and lists of them, and steps such as */5."
                 )
     return ""
 
@@ -93,19 +96,20 @@ def batch_jobs(
     settings: Mapping[str, Any],
     placeholders: bool = False,
 ) -> list[dict[str, Any]]:
-    """The jobs of one host: [{name, schedule, owner, spec}], sorted by name; spec is what the wrapper reads.
+    """The jobs of one host: [{name, schedule, owner, spec}], sorted by name; spec is what the
+    wrapper reads.
 
-    file: what a person has to edit, for the messages. peers: fleet to its hosts; each job of a fleet runs on one of
-    them, chosen by its name, so that several hosts share the jobs and none is run twice. images: name to reference by
-    digest. manifests: model to version to the sha256 of its manifest. settings: bucket, model_directory, env_file,
-    textfile_directory, retry_delay_seconds, jitter_seconds. placeholders stand in for an image and a manifest that a
-    check run on a fresh host does not have. Raises AnsibleFilterError for the first fault.
+    file: what a person has to edit, for the messages. peers: fleet to its hosts; each job of a
+    fleet runs on one of them, chosen by its name, so that several hosts share the jobs and none is
+    run twice. images: name to reference by digest. manifests: model to version to the sha256 of its
+    manifest. settings: bucket, model_directory, env_file, textfile_directory, retry_delay_seconds,
+    jitter_seconds. placeholders stand in for an image and a manifest that a check run on a fresh
+    host does not have. Raises AnsibleFilterError for the first fault.
     """
     if not isinstance(jobs, Mapping):
         raise AnsibleFilterError(
             f"batch_jobs is a {type(jobs).__name__}; it has to be a map. Edit {file}."
         )
-    # Ansible's own containers are subclasses that template themselves; the wrapper's JSON needs plain ones.
     checked = [_job(str(name), jobs[name], file) for name in sorted(jobs, key=str)]
     mine = []
     for job in checked:
@@ -182,15 +186,15 @@ def _for_host(
     if "@sha256:" not in image:
         if image not in images and not placeholders:
             raise AnsibleFilterError(
-                f"batch job {name}: image '{image}' has no digest yet.{nearest(image, images)} Build and push it "
-                f"first, or edit {file}."
+                f"batch job {name}: image '{image}' has no digest yet.{nearest(image, images)} "
+                f"Build and push it first, or edit {file}."
             )
         image = str(images.get(image, f"{image}@sha256:{'0' * 64}"))
     manifest = manifests.get(model, {}).get(version)
     if not manifest and not placeholders:
         raise AnsibleFilterError(
-            f"batch job {name}: version {version} of model {model} was not fetched to this host. Run the model_store "
-            f"role for it first, or edit {file}."
+            f"batch job {name}: version {version} of model {model} was not fetched to this host. "
+            f"Run the model_store role for it first, or edit {file}."
         )
     spec = {
         "job": name,

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pyarrow as arrow
-import pyarrow.parquet as parquet
 from groundcrew import batch_store
+from pyarrow import parquet
 
 BUCKET, JOB = "groundcrew-test-store", "digits_nightly"
 PROBABILITIES = [0.01] * 7 + [0.91, 0.01, 0.01]

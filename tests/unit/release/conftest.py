@@ -10,9 +10,9 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from fakes import DIGEST, FakeEngine, FakeHost  # noqa: E402
-from groundcrew.release import Outcome, Releaser  # noqa: E402
-from groundcrew.service_map import parse_services  # noqa: E402
+from fakes import DIGEST, FakeEngine, FakeHost
+from groundcrew.release import Outcome, Releaser
+from groundcrew.service_map import parse_services
 
 
 class World:

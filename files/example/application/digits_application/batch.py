@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.parquet as parquet
 from groundcrew import batch_store, objects
+from pyarrow import parquet
 
 from digits_application.logs import log
 

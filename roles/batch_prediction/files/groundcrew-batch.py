@@ -1,19 +1,20 @@
 #!/usr/bin/python3
 """Runs the batch jobs of this host, each in its container.
 
-    groundcrew-batch <job>             run it now, with its output on this terminal
-    groundcrew-batch --cron <job>      as /etc/cron.d does: start a little later, be quiet
-    groundcrew-batch --deploy          pull the images of all jobs; with --run-now also run every job that
-                                       has not succeeded yet as it is declared now; --check only tells
+    groundcrew-batch <job>          run it now, with its output on this terminal
+    groundcrew-batch --cron <job>   as /etc/cron.d does: start a little later, be quiet
+    groundcrew-batch --deploy       pull the images of all jobs; with --run-now also run every job
+                                    that has not succeeded yet as it is declared now; with --check
+                                    only tell
 
-A job is /etc/groundcrew/batch/<job>.json. One run at a time; a run that fails is repeated, and all of it
-ends after the job's timeout. What happened is in three places: /var/log/groundcrew/batch/<job>.log (JSON
-lines), /var/lib/groundcrew/batch/<job>.json (the last run and the last success), and the textfile of the
-node exporter.
+A job is /etc/groundcrew/batch/<job>.json. One run at a time; a run that fails is repeated, and all
+of it ends after the job's timeout. What happened is in three places:
+/var/log/groundcrew/batch/<job>.log (JSON lines), /var/lib/groundcrew/batch/<job>.json (the last run
+and the last success), and the textfile of the node exporter.
 
-Exit status: 0 success; 75 the job is running already; 124 the timeout passed; 128 + n stopped by signal n;
-125 Docker could not run the container; 64 wrong use; 78 the job cannot be run as it is declared; else the
-container's own.
+Exit status: 0 success; 75 the job is running already; 124 the timeout passed; 128 + n stopped by
+signal n; 125 Docker could not run the container; 64 wrong use; 78 the job cannot be run as it is
+declared; else the container's own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -80,7 +80,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def write_atomically(path: Path, text: str, mode: int) -> None:
-    """Readers see the old file or the new one. The temporary name does not end as the exporter's files do."""
+    """Readers see the old file or the new one; the exporter does not read the temporary name."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -103,7 +103,11 @@ def metrics_text(job: str, state: dict[str, Any]) -> str:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             full = f"groundcrew_batch_{name}"
-            lines += [f"# HELP {full} {help_text}", f"# TYPE {full} gauge", f'{full}{{job="{job}"}} {value}']
+            lines += [
+                f"# HELP {full} {help_text}",
+                f"# TYPE {full} gauge",
+                f'{full}{{job="{job}"}} {value}',
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +120,9 @@ def load_spec(job: str) -> dict[str, Any]:
         known = ", ".join(all_jobs()) or "none"
         raise Refused(f"this host has no batch job '{job}'. Jobs here: {known}.") from None
     except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read ({error}). Run playbooks/deploy_batch.yml again.") from error
+        raise Refused(
+            f"{path} cannot be read ({error}). Run playbooks/deploy_batch.yml again."
+        ) from error
 
 
 def all_jobs() -> list[str]:
@@ -142,7 +148,10 @@ def due(spec: dict[str, Any], state: dict[str, Any]) -> str:
 
 
 def container_arguments(spec: dict[str, Any], run: str, work: Path) -> list[str]:
-    """`docker run …` for one attempt. The host's network, so that an instance profile works with hop limit 1."""
+    """`docker run …` for one attempt.
+
+    The host's network, because an instance profile answers at the first hop only.
+    """
     model = f"/models/{spec['model']}/{spec['version']}"
     environment = {
         "JOB": spec["job"],
@@ -160,9 +169,31 @@ def container_arguments(spec: dict[str, Any], run: str, work: Path) -> list[str]
     if spec.get("chunk_rows"):
         environment["CHUNK_ROWS"] = str(spec["chunk_rows"])
     arguments = ["docker", "run", "--rm", "--init", "--name", container_name(spec["job"])]
-    arguments += ["--label", f"groundcrew.batch={spec['job']}", "--network", "host", "--user", f"{USER}:{USER}"]
-    arguments += ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp"]
-    arguments += ["--memory", spec["memory"], "--memory-swap", spec["memory"], "--pids-limit", "1024"]
+    arguments += [
+        "--label",
+        f"groundcrew.batch={spec['job']}",
+        "--network",
+        "host",
+        "--user",
+        f"{USER}:{USER}",
+    ]
+    arguments += [
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--tmpfs",
+        "/tmp",
+    ]
+    arguments += [
+        "--memory",
+        spec["memory"],
+        "--memory-swap",
+        spec["memory"],
+        "--pids-limit",
+        "1024",
+    ]
     if spec.get("env_file"):
         arguments += ["--env-file", spec["env_file"]]
     arguments += [f"--env={name}={value}" for name, value in environment.items()]
@@ -180,11 +211,14 @@ def container_name(job: str) -> str:
 
 
 def timestamp() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Now, as RFC 3339 in UTC with milliseconds."""
+    now = time.time()
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    return f"{whole}.{int(now % 1 * 1000):03d}Z"
 
 
 class Log:
-    """The job's log: one JSON object a line, with time and job. Echoed to standard error unless quiet."""
+    """The job's log: one JSON object a line. Echoed to standard error unless quiet."""
 
     def __init__(self, job: str, quiet: bool) -> None:
         self.job, self.run, self._quiet = job, "", quiet
@@ -203,14 +237,20 @@ class Log:
         run = {"run": self.run} if self.run else {}
         line = json.dumps({"time": timestamp(), "job": self.job, **run, **entry}) + "\n"
         try:
-            handle = os.open(LOGS / f"{self.job}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+            handle = os.open(
+                LOGS / f"{self.job}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640
+            )
             try:
                 os.write(handle, line.encode())
             finally:
                 os.close(handle)
         except OSError as error:
             # A full disk is no reason to stop predicting; the journal has what cron's command says.
-            print(f"groundcrew-batch: {self.job}: cannot write the log: {error}: {line}", end="", file=sys.stderr)
+            print(
+                f"groundcrew-batch: {self.job}: cannot write the log: {error}: {line}",
+                end="",
+                file=sys.stderr,
+            )
 
     def _echo(self, text: str) -> None:
         if not self._quiet:
@@ -220,7 +260,7 @@ class Log:
 
 @contextlib.contextmanager
 def locked(job: str, wait_seconds: float = 0) -> Iterator[bool]:
-    """Whether this process alone runs the job now. The lock ends with the process, however it ends."""
+    """Whether this process alone runs the job. The lock ends with the process, however it ends."""
     LOCKS.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
     with open(LOCKS / f"{job}.lock", "w", encoding="utf-8") as file:
@@ -247,10 +287,13 @@ class Run:
     def __call__(self) -> int:
         started, clock = int(time.time()), time.monotonic()
         before = load_state(self.job)
-        # One id for all attempts: an attempt that got as far as the manifest is completed, not repeated.
-        self.log.run = datetime.fromtimestamp(started, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        # One id for all attempts: one that got as far as the manifest is completed, not repeated.
+        self.log.run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(started))
         if before.get("started") and before.get("exit_status") is None:
-            self.log.event("interrupted", f"run {before.get('run')} was killed before it could tell how it ended")
+            self.log.event(
+                "interrupted",
+                f"run {before.get('run')} was killed before it could tell how it ended",
+            )
         state = {
             **{key: before[key] for key in ("success",) if before.get(key)},
             "run": self.log.run,
@@ -258,9 +301,16 @@ class Run:
             "exit_status": None,
         }
         # Until this run has ended, the metrics tell how the one before ended.
-        self._keep(state, {**state, **{key: before.get(key) for key in ("exit_status", "duration_seconds")}})
-        self.log.event("started", f"run {self.log.run} of model {self.spec['model']} version {self.spec['version']}",
-                       image=self.spec["image"], owner=self.spec["owner"])
+        self._keep(
+            state,
+            {**state, **{key: before.get(key) for key in ("exit_status", "duration_seconds")}},
+        )
+        self.log.event(
+            "started",
+            f"run {self.log.run} of model {self.spec['model']} version {self.spec['version']}",
+            image=self.spec["image"],
+            owner=self.spec["owner"],
+        )
         status = 1
         try:
             status = self._attempts(clock + self.spec["timeout_seconds"])
@@ -273,11 +323,19 @@ class Run:
             self.log.event("stopped", f"stopped by {signal.Signals(stopped.number).name}")
         finally:
             finished = int(time.time())
-            state.update(exit_status=status, finished=finished, duration_seconds=round(time.monotonic() - clock, 3))
+            state.update(
+                exit_status=status,
+                finished=finished,
+                duration_seconds=round(time.monotonic() - clock, 3),
+            )
             if status == 0:
                 state["success"] = {
                     **{key: self.spec[key] for key in IDENTITY},
-                    **{key: value for key, value in self.result.items() if key in ("rows", "rejected")},
+                    **{
+                        key: value
+                        for key, value in self.result.items()
+                        if key in ("rows", "rejected")
+                    },
                     "run": self.log.run,
                     "finished": finished,
                 }
@@ -285,12 +343,14 @@ class Run:
             self.log.event(
                 "finished" if status == 0 else "failed",
                 "succeeded" if status == 0 else f"failed with exit status {status}",
-                exit_status=status, duration_seconds=state["duration_seconds"], result=self.result,
+                exit_status=status,
+                duration_seconds=state["duration_seconds"],
+                result=self.result,
             )
         return status
 
     def _keep(self, state: dict[str, Any], shown: dict[str, Any]) -> None:
-        # A job that was taken out of the inventory while it ran has left its files behind for nobody.
+        # The job was taken out of the inventory while it ran: nobody would remove these files.
         if not (SPECS / f"{self.job}.json").exists():
             return
         try:
@@ -304,7 +364,10 @@ class Run:
 
     def _attempts(self, deadline: float) -> int:
         for source, mend in (
-            (self.spec["model_directory"], "run playbooks/deploy_batch.yml, which fetches the model"),
+            (
+                self.spec["model_directory"],
+                "run playbooks/deploy_batch.yml, which fetches the model",
+            ),
             (self.spec.get("env_file"), "run playbooks/configure.yml, which writes it"),
         ):
             if source and not Path(source).exists():
@@ -316,10 +379,16 @@ class Run:
             if status == 0:
                 return 0
             if status == TIMEOUT:
-                self.log.event("timeout", f"not done after {self.spec['timeout_seconds']} s (timeout_minutes)")
+                self.log.event(
+                    "timeout", f"not done after {self.spec['timeout_seconds']} s (timeout_minutes)"
+                )
                 return status
-            self.log.event("attempt_failed", f"attempt {attempt} of {attempts} ended with exit status {status}",
-                           attempt=attempt, exit_status=status)
+            self.log.event(
+                "attempt_failed",
+                f"attempt {attempt} of {attempts} ended with exit status {status}",
+                attempt=attempt,
+                exit_status=status,
+            )
             delay = float(self.spec["retry_delay_seconds"])
             if attempt == attempts or time.monotonic() + delay >= deadline:
                 return status
@@ -327,6 +396,7 @@ class Run:
         return status
 
     def _attempt(self, deadline: float) -> int:
+        self.result, self.log.tail = {}, []
         self._remove_container()
         STATES.mkdir(mode=0o700, parents=True, exist_ok=True)
         work = STATES / f"{self.job}.work"
@@ -337,7 +407,10 @@ class Run:
             # A session of its own: Ctrl-C reaches this process, which then stops the container.
             process = subprocess.Popen(
                 container_arguments(self.spec, self.log.run, work),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             reader = threading.Thread(target=self._read, args=(process,), daemon=True)
             reader.start()
@@ -347,7 +420,7 @@ class Run:
                 self._remove_container()
                 status = TIMEOUT
             finally:
-                # After a signal the container is removed by the caller; its last words are worth a moment.
+                # After a signal the caller removes the container; its words are worth a moment.
                 reader.join(2)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -368,11 +441,17 @@ class Run:
         name = container_name(self.job)
         found = subprocess.run(
             ["docker", "ps", "--all", "--quiet", "--filter", f"name=^/{name}$"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if found.returncode or not found.stdout.strip():
             return
-        for command in (["docker", "stop", "--time", str(STOP_SECONDS), name], ["docker", "rm", "--force", name]):
+        for command in (
+            ["docker", "stop", "--time", str(STOP_SECONDS), name],
+            ["docker", "rm", "--force", name],
+        ):
             subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
@@ -381,7 +460,7 @@ def run_job(job: str, cron: bool) -> int:
     log = Log(job, quiet=cron)
     spec = load_spec(job)
     if cron:
-        # Hosts share stores and registries; jobs of the same minute need not start in the same second.
+        # Jobs of one minute, here and on other hosts, need not start in one second.
         time.sleep(random.uniform(0, float(spec["jitter_seconds"])))
     with locked(job) as mine:
         if not mine:
@@ -396,11 +475,13 @@ def deploy(run_now: bool, check: bool) -> int:
     for job in all_jobs():
         spec = load_spec(job)
         if not has_image(spec["image"]):
-            report["changed"] = True
-            report["actions"].append(f"{job}: {'would pull' if check else 'pulled'} {spec['image']}")
             if not check and (fault := pull(spec["image"])):
                 report["failed"].append(f"{job}: cannot pull {spec['image']}: {fault}")
                 continue
+            report["changed"] = True
+            report["actions"].append(
+                f"{job}: {'would pull' if check else 'pulled'} {spec['image']}"
+            )
         if not run_now or not due(spec, load_state(job)):
             continue
         if check:
@@ -411,7 +492,9 @@ def deploy(run_now: bool, check: bool) -> int:
         with locked(job, wait_seconds=float(spec["timeout_seconds"])) as mine:
             reason = due(spec, load_state(job))
             if not mine:
-                report["failed"].append(f"{job}: another run of it has not ended for {spec['timeout_seconds']} s")
+                report["failed"].append(
+                    f"{job}: another run of it has not ended for {spec['timeout_seconds']} s"
+                )
             elif reason:
                 log = Log(job, quiet=True)
                 status = Run(spec, log)()
@@ -419,8 +502,8 @@ def deploy(run_now: bool, check: bool) -> int:
                 report["actions"].append(f"{job}: ran, {reason}; exit status {status}")
                 if status:
                     report["failed"].append(
-                        f"{job}: exit status {status}; all of it is in {LOGS}/{job}.log, the last lines: "
-                        + "\n".join(log.tail or ["none"])
+                        f"{job}: exit status {status}; its log is {LOGS}/{job}.log and ends with:\n"
+                        + "\n".join(log.tail or ["nothing"])
                     )
     print(json.dumps(report))
     return 1 if report["failed"] else 0
@@ -428,14 +511,21 @@ def deploy(run_now: bool, check: bool) -> int:
 
 def has_image(image: str) -> bool:
     return not subprocess.run(
-        ["docker", "image", "inspect", image], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        ["docker", "image", "inspect", image],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     ).returncode
 
 
 def pull(image: str) -> str:
     """What went wrong, "" when nothing did."""
     done = subprocess.run(
-        ["docker", "pull", "--quiet", image], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        ["docker", "pull", "--quiet", image],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode else ""
 
@@ -443,26 +533,37 @@ def pull(image: str) -> str:
 def main(arguments: list[str]) -> int:
     """Exit status of the program."""
     parser = argparse.ArgumentParser(
-        prog="groundcrew-batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="groundcrew-batch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("job", nargs="?", help="name of the job")
-    parser.add_argument("--cron", action="store_true", help="wait a random moment first, say nothing")
+    parser.add_argument(
+        "--cron", action="store_true", help="wait a random moment first, say nothing"
+    )
     parser.add_argument("--deploy", action="store_true", help="pull the images of all jobs")
-    parser.add_argument("--run-now", action="store_true", help="with --deploy: run what has not succeeded yet")
+    parser.add_argument(
+        "--run-now", action="store_true", help="with --deploy: run what has not succeeded yet"
+    )
     parser.add_argument("--check", action="store_true", help="with --deploy: only tell")
     given = parser.parse_args(arguments)
     if bool(given.job) == given.deploy:
         parser.print_usage(sys.stderr)
         return USAGE
     if os.geteuid() != 0:
-        print("groundcrew-batch: it needs root, as the container engine does: use sudo.", file=sys.stderr)
+        print(
+            "groundcrew-batch: it needs root, as the container engine does: use sudo.",
+            file=sys.stderr,
+        )
         return USAGE
     # Not `docker` of anybody's PATH: cron's is short, and sudo's may be longer.
     os.environ["PATH"] = os.environ.get("GROUNDCREW_BATCH_PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
-        return deploy(given.run_now, given.check) if given.deploy else run_job(given.job, given.cron)
+        return (
+            deploy(given.run_now, given.check) if given.deploy else run_job(given.job, given.cron)
+        )
     except Refused as error:
         print(f"groundcrew-batch: {error}", file=sys.stderr)
         return CONFIGURATION

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from groundcrew.errors import GroundcrewError
+from groundcrew.image_build import Builder, Image, content_tag
+
+IMAGE = Image("app", "images/app/Dockerfile", "base", inputs=("code", "one.txt"))
+BASE = Image("base", "images/base/Dockerfile", "debian:bookworm")
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in {
+        "images/app/Dockerfile": "FROM base",
+        "images/app/requirements.txt": "x",
+        "images/base/Dockerfile": "FROM debian",
+        "code/a.py": "a",
+        "code/deep/b.py": "b",
+        "one.txt": "1",
+        "elsewhere.txt": "0",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_tag_has_16_hexadecimal_digits_and_is_stable(root: Path) -> None:
+    tag = content_tag(root, IMAGE, "p")
+    assert len(tag) == 16 and int(tag, 16) >= 0
+    assert content_tag(root, IMAGE, "p") == tag
+
+
+@pytest.mark.parametrize(
+    "path", ["images/app/Dockerfile", "images/app/requirements.txt", "code/deep/b.py", "one.txt"]
+)
+def test_every_input_changes_the_tag(root: Path, path: str) -> None:
+    tag = content_tag(root, IMAGE, "p")
+    (root / path).write_text("other")
+    assert content_tag(root, IMAGE, "p") != tag
+
+
+def test_new_renamed_and_executable_files_change_the_tag(root: Path) -> None:
+    tags = [content_tag(root, IMAGE, "p")]
+    (root / "code" / "new.py").write_text("")
+    tags.append(content_tag(root, IMAGE, "p"))
+    (root / "code" / "new.py").rename(root / "code" / "newer.py")
+    tags.append(content_tag(root, IMAGE, "p"))
+    (root / "code" / "newer.py").chmod(0o755)
+    tags.append(content_tag(root, IMAGE, "p"))
+    assert len(set(tags)) == len(tags)
+
+
+def test_parent_and_target_change_the_tag(root: Path) -> None:
+    other = Image("app", IMAGE.dockerfile, "base", target="small", inputs=IMAGE.inputs)
+    tags = {
+        content_tag(root, IMAGE, "p"),
+        content_tag(root, IMAGE, "q"),
+        content_tag(root, other, "p"),
+    }
+    assert len(tags) == 3
+
+
+def test_what_goes_into_no_image_changes_nothing(root: Path) -> None:
+    tag = content_tag(root, IMAGE, "p")
+    (root / "elsewhere.txt").write_text("other")
+    (root / "code" / "__pycache__").mkdir()
+    (root / "code" / "__pycache__" / "a.cpython-311.pyc").write_text("x")
+    assert content_tag(root, IMAGE, "p") == tag
+
+
+def test_the_same_files_in_another_checkout_give_the_same_tag(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for file in [p for p in root.rglob("*") if p.is_file()]:
+        target = copy / file.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    assert content_tag(copy, IMAGE, "p") == content_tag(root, IMAGE, "p")
+
+
+def test_a_missing_input_is_named(root: Path) -> None:
+    image = Image("app", IMAGE.dockerfile, "base", inputs=("gone",))
+    with pytest.raises(GroundcrewError, match="image input 'gone' does not exist"):
+        content_tag(root, image, "p")
+
+
+def test_a_change_of_the_parent_reaches_the_child(root: Path) -> None:
+    builder = Builder(root, [BASE, IMAGE])
+    tag = builder.tag("app")
+    (root / "images/base/Dockerfile").write_text("FROM debian # newer")
+    assert builder.tag("app") != tag
+
+
+class Registry(ThreadingHTTPServer):
+    """Answers HEAD requests for manifests with what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.manifests: dict[str, str] = {}
+        self.status = 404
+        self.asked: list[tuple[str, str | None]] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Registry
+
+    def do_HEAD(self) -> None:
+        self.server.asked.append((self.path, self.headers["Authorization"]))
+        digest = self.server.manifests.get(self.path)
+        self.send_response(200 if digest else self.server.status)
+        if digest:
+            self.send_header("Docker-Content-Digest", digest)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    # A proxy that does not exist: a registry on loopback must not be asked through it.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with Registry() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def builder(root: Path, registry: Registry, **options: Any) -> Builder:
+    address = registry.address + options.pop("path", "")
+    return Builder(root, [BASE, IMAGE], registry=address, plain_http=True, **options)
+
+
+def test_digest_of_a_tag_that_the_registry_has(root: Path, registry: Registry) -> None:
+    asks = builder(root, registry, authorization="Basic eDp5")
+    path = f"/v2/groundcrew/app/manifests/{asks.tag('app')}"
+    assert asks.remote_digest("app") is None
+    registry.manifests[path] = DIGEST
+    assert asks.remote_digest("app") == DIGEST
+    assert registry.asked == [(path, "Basic eDp5")] * 2
+
+
+def test_registry_with_a_path(root: Path, registry: Registry) -> None:
+    asks = builder(root, registry, path="/team")
+    asks.remote_digest("app")
+    assert registry.asked[0][0].startswith("/v2/team/groundcrew/app/manifests/")
+    assert asks.remote("app").startswith(f"{registry.address}/team/groundcrew/app:")
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_refusal_is_no_missing_image(root: Path, registry: Registry, status: int) -> None:
+    registry.status = status
+    with pytest.raises(GroundcrewError, match=f"answers {status}.*image_registry_push"):
+        builder(root, registry).remote_digest("app")
+
+
+def test_a_registry_that_is_down_is_named(root: Path, registry: Registry) -> None:
+    asks = builder(root, registry)
+    registry.shutdown()
+    registry.server_close()
+    with pytest.raises(GroundcrewError, match=f"{registry.address} does not answer"):
+        asks.remote_digest("app")
+
+
+class Docker:
+    """What the command line of Docker would be asked, and what it would answer."""
+
+    def __init__(self, have: set[str], fail: str = "") -> None:
+        self.have, self.fail, self.calls = have, fail, list[tuple[str, ...]]()
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        self.calls.append(arguments)
+        code = 0
+        if arguments[0] == "image":
+            code = 0 if arguments[-1] in self.have else 1
+        elif arguments[0] == self.fail:
+            code = 1
+        elif arguments[0] == "build":
+            self.have.add(arguments[arguments.index("--tag") + 1])
+        return subprocess.CompletedProcess(arguments, code, "out\n", "it broke\n")
+
+
+def test_parents_are_built_first_and_nothing_twice(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = Docker(set())
+    monkeypatch.setattr(Builder, "_docker", staticmethod(docker))
+    builds = Builder(root, [IMAGE, BASE])
+    builds.build("app")
+    assert builds.built == ["base", "app"]
+    builds.build("app")
+    assert builds.built == ["base", "app"]
+    command = [call for call in docker.calls if call[0] == "build"][1]
+    assert f"PARENT={builds.local('base')}" in command
+
+
+def test_an_image_that_the_registry_has_is_not_built(
+    root: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = Docker(set())
+    monkeypatch.setattr(Builder, "_docker", staticmethod(docker))
+    builds = builder(root, registry)
+    registry.manifests[f"/v2/groundcrew/app/manifests/{builds.tag('app')}"] = DIGEST
+    assert builds.push("app") == DIGEST
+    assert docker.calls == [] and builds.built == []
+
+
+def test_a_failed_build_says_its_last_lines(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Builder, "_docker", staticmethod(Docker(set(), fail="build")))
+    with pytest.raises(GroundcrewError, match="'base' does not build from images/base/Dockerfile"):
+        Builder(root, [IMAGE, BASE]).build("app")
+
+
+def test_a_push_that_the_registry_forgets_is_an_error(
+    root: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Builder, "_docker", staticmethod(Docker(set())))
+    with pytest.raises(GroundcrewError, match="lost image 'app' right after the push"):
+        builder(root, registry).push("app")

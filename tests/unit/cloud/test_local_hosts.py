@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import Any
+
+import pytest
+from groundcrew.errors import GroundcrewError
+from groundcrew.local_hosts import (
+    HOST_CONFIG,
+    Instance,
+    LocalHosts,
+    plan,
+    read_instances,
+    seed_archive,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+STATES = st.sampled_from(
+    ["pending", "running", "stopping", "stopped", "shutting-down", "terminated"]
+)
+ALIVE = ("pending", "running", "stopping", "stopped")
+INSTANCES = st.lists(
+    st.builds(Instance, st.sampled_from(["i-1", "i-2"]), NAMES, st.just("10.0.0.1"), STATES),
+    # The cloud refuses two living instances at one address; role ec2_fleet refuses two of one name.
+    unique_by=lambda i: (i.name, i.state in ALIVE or i.id),
+)
+CONTAINERS = st.dictionaries(NAMES, st.tuples(st.sampled_from(["i-1", "i-2"]), st.booleans()))
+
+
+def after(todo: Any, instances: list[Instance], containers: dict[str, tuple[str, bool]]) -> Any:
+    """The containers when the plan has been carried out."""
+    result = {name: value for name, value in containers.items() if name not in todo.remove}
+    result |= {name: (result[name][0], True) for name in todo.start}
+    result |= {name: (result[name][0], False) for name in todo.stop}
+    ids = {i.name: i.id for i in instances if i.state in ALIVE}
+    return result | {name: (ids[name], True) for name in todo.create}
+
+
+@given(st.lists(NAMES, unique=True), INSTANCES, CONTAINERS)
+def test_containers_follow_the_cloud(
+    declared: list[str], instances: list[Instance], containers: dict[str, tuple[str, bool]]
+) -> None:
+    if containers and not instances:
+        with pytest.raises(GroundcrewError, match="Nothing was deleted"):
+            plan(declared, instances, containers)
+        return
+    todo = plan(declared, instances, containers)
+    have = after(todo, instances, containers)
+    alive = {i.name: i for i in instances if i.state in ALIVE}
+    for name, (instance_id, running) in have.items():
+        assert alive[name].id == instance_id
+        assert running == (alive[name].state in ("pending", "running"))
+    for name, instance in alive.items():
+        if name in declared and instance.state in ("pending", "running"):
+            assert name in have
+    assert not set(todo.create) - set(declared)
+    assert not plan(declared, instances, have).changed
+
+
+def test_an_empty_cloud_beside_hosts_stops_the_run() -> None:
+    with pytest.raises(GroundcrewError, match=r"knows no instance, but the hosts a, b are there"):
+        plan(["a", "b"], [], {"b": ("i-1", True), "a": ("i-2", False)})
+
+
+def test_first_run() -> None:
+    instances = [Instance("i-1", "a", "10.0.0.1", "pending")]
+    assert plan(["a"], instances, {}).create == ["a"]
+    assert not plan([], [], {}).changed
+
+
+def test_a_replaced_instance_gets_a_fresh_container() -> None:
+    instances = [
+        Instance("i-1", "a", "10.0.0.1", "terminated"),
+        Instance("i-2", "a", "10.0.0.1", "running"),
+    ]
+    todo = plan(["a"], instances, {"a": ("i-1", True)})
+    assert (todo.remove, todo.create, todo.start, todo.stop) == (["a"], ["a"], [], [])
+
+
+def test_no_host_is_privileged() -> None:
+    assert "Privileged" not in HOST_CONFIG
+
+
+def test_seed_is_readable_by_root_alone_and_counts_bytes() -> None:
+    archive = seed_archive(Instance("i-1", "a", "10.0.0.1", "running"), "#cloud-config\n# é\n")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        members = {m.name: m for m in tar.getmembers()}
+        user_data = tar.extractfile("var/lib/cloud/seed/nocloud/user-data")
+        meta_data = tar.extractfile("var/lib/cloud/seed/nocloud/meta-data")
+        assert user_data is not None and user_data.read().decode() == "#cloud-config\n# é\n"
+        assert meta_data is not None and b"instance-id: i-1\n" in meta_data.read()
+    assert {m.mode for m in members.values()} == {0o600}
+
+
+class Pages:
+    """An EC2 client with two pages of instances."""
+
+    def get_paginator(self, _name: str) -> Pages:
+        return self
+
+    def paginate(self, **arguments: Any) -> list[Any]:
+        assert arguments["Filters"] == [{"Name": "tag:Environment", "Values": ["test"]}]
+        tags = [{"Key": "Name", "Value": "a"}]
+        page = [{"InstanceId": "i-1", "Tags": tags, "State": {"Name": "running"}}]
+        return [{"Reservations": [{"Instances": page}]}, {"Reservations": []}]
+
+
+def test_instances_of_every_page_are_read() -> None:
+    assert read_instances(Pages(), "test") == [Instance("i-1", "a", "", "running")]
+
+
+class FailingContainer:
+    removed = False
+
+    def put_archive(self, _path: str, _data: bytes) -> None: ...
+
+    def start(self) -> None:
+        raise RuntimeError("port is taken")
+
+    def remove(self, **_arguments: Any) -> None:
+        self.removed = True
+
+
+class Engine:
+    """A Docker Engine whose one container does not start."""
+
+    def __init__(self) -> None:
+        self.container = FailingContainer()
+        self.config: dict[str, Any] = {}
+        self.api = self.containers = self
+
+    def create_container_from_config(self, config: dict[str, Any], name: str) -> dict[str, str]:
+        self.config = config
+        return {"Id": name}
+
+    def get(self, _id: str) -> FailingContainer:
+        return self.container
+
+
+def test_a_container_that_does_not_start_is_removed_again() -> None:
+    engine = Engine()
+    host = {"name": "a", "image": "x", "memory": "1g", "publish": []}
+    with pytest.raises(RuntimeError, match="port is taken"):
+        LocalHosts(engine, "test", "net").create(host, Instance("i-1", "a", "10.0.0.1", "running"), "")
+    assert engine.container.removed
+    assert engine.config["HostConfig"]["Memory"] == 2**30

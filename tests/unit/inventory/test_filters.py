@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = Path(__file__).parents[3] / "plugins" / "filter" / "hosts.py"
+
+HOSTVARS: dict[str, Any] = {
+    "test-1": {"private_address": "10.0.0.1", "fleet": {"memory": "1g", "instance_type": "m"}},
+    "test-2": {"private_address": "10.0.0.2", "fleet": {"instance_type": "m"}, "publish": []},
+}
+GROUPS = {
+    "test": ["test-2", "test-1"],
+    "test_prediction": ["test-2", "test-1"],
+    "test_gateway": ["test-1"],
+}
+ONE = {
+    "name": "digits-1",
+    "model": "digits",
+    "version": 1,
+    "fleet": "prediction",
+    "host_port": "18080",
+}
+TWO = {**ONE, "name": "digits-2", "version": "2", "host_port": 18090}
+
+
+@pytest.fixture(scope="module")
+def filters() -> dict[str, Callable[..., Any]]:
+    spec = importlib.util.spec_from_file_location("groundcrew_host_filters", PLUGIN)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Callable[..., Any]] = module.FilterModule().filters()
+    return found
+
+
+def test_host_values_leaves_out_what_a_host_does_not_have(filters: Any) -> None:
+    keys = {"memory": "fleet.memory", "publish": "publish", "deep": "private_address.x"}
+    assert filters["host_values"](["test-1", "test-2"], HOSTVARS, keys) == [
+        {"name": "test-1", "memory": "1g"},
+        {"name": "test-2", "publish": []},
+    ]
+
+
+def test_servers_of_a_fleet_are_sorted_and_of_one_environment(filters: Any) -> None:
+    groups = {**GROUPS, "prediction": ["test-1", "prod-1"], "prod_prediction": ["prod-1"]}
+    assert filters["fleet_servers"]("prediction", "test", groups, HOSTVARS, 8080) == [
+        {"name": "test-1", "address": "10.0.0.1", "port": 8080},
+        {"name": "test-2", "address": "10.0.0.2", "port": 8080},
+    ]
+    assert filters["fleet_servers"]("none", "test", groups, HOSTVARS, 8080) == []
+
+
+def test_variants_of_a_model_share_one_backend(filters: Any) -> None:
+    models = filters["gateway_models"]([ONE, TWO], "test", GROUPS, HOSTVARS)
+    assert [model["name"] for model in models] == ["digits"]
+    servers = models[0]["servers"]
+    assert [(s["name"], s["address"], s["port"]) for s in servers] == [
+        ("test-1-1", "10.0.0.1", 18080),
+        ("test-2-1", "10.0.0.2", 18080),
+        ("test-1-2", "10.0.0.1", 18090),
+        ("test-2-2", "10.0.0.2", 18090),
+    ]
+
+
+def test_versions_are_text(filters: Any) -> None:
+    assert filters["model_versions"]([ONE, TWO]) == [
+        {"name": "digits", "version": "1"},
+        {"name": "digits", "version": "2"},
+    ]
+
+
+def test_manifests_by_model_and_version(filters: Any) -> None:
+    fetched = [
+        {"name": "digits", "version": 1, "manifest_sha256": "a"},
+        {"name": "digits", "version": "2", "manifest_sha256": "b"},
+        {"name": "new", "version": "1", "manifest_sha256": None},
+    ]
+    assert filters["model_manifests"](fetched) == {"digits": {"1": "a", "2": "b"}}
+
+
+def test_golden_cases_are_asked_on_each_host(filters: Any) -> None:
+    (check,) = filters["golden_checks"]([ONE], "test-1", "10.0.0.1")
+    assert check["url"] == "http://10.0.0.1:18080/v1/models/digits:predict"
+    assert check["golden_file"] == "/srv/models/digits/1/golden.json"
+
+
+def test_golden_cases_through_the_gateway_need_one_variant(filters: Any) -> None:
+    other = {**ONE, "name": "other-1", "model": "other"}
+    checks = filters["gateway_golden_checks"](
+        [ONE, TWO, other], "https://localhost:1", "bucket", "ca.crt", "key"
+    )
+    # Which of two variants answers is chance, so their golden cases say nothing.
+    assert [check["url"] for check in checks] == ["https://localhost:1/v1/models/other:predict"]
+    assert checks[0]["golden_model"] == {"bucket": "bucket", "model": "other", "version": "1"}
+    assert checks[0]["headers"] == {"X-Api-Key": "key"}
+
+
+def test_lines_say_which_check_failed(filters: Any) -> None:
+    checks = [{"name": "a", "ok": True, "detail": "x"}, {"name": "b", "ok": False, "detail": "y"}]
+    lines = [check["line"] for check in filters["checks_with_lines"](checks)]
+    assert lines == ["ok  a: x", "FAILED  b: y"]
+    assert "line" not in checks[0]
+
+
+def test_metrics_of_the_right_version(filters: Any) -> None:
+    models = [{"name": "digits", "manifests": {"1": {"metrics": {"loss": 0.1, "accuracy": 0.9}}}}]
+    assert filters["model_metrics"](models, ONE) == "accuracy 0.9, loss 0.1"
+    assert filters["model_metrics"](models, TWO) == "no metrics"
+    assert filters["model_metrics"]([], ONE) == "no metrics"
+
+
+def test_targets_of_every_kind(filters: Any) -> None:
+    groups = {**GROUPS, "test_web": ["test-2"]}
+    services = {"page": {"fleet": "web", "port": "8000"}}
+    targets = filters["scrape_targets"]([ONE], services, "test", groups, HOSTVARS)
+    assert [(t["job"], t["targets"]) for t in targets] == [
+        ("node", ["10.0.0.1:9100"]),
+        ("node", ["10.0.0.2:9100"]),
+        ("gateway", ["10.0.0.1:8404"]),
+        ("prediction", ["10.0.0.1:18080", "10.0.0.2:18080"]),
+        ("application", ["10.0.0.2:8000"]),
+    ]
+    alone = filters["scrape_targets"]([], {}, "test", {"test": ["test-1"]}, HOSTVARS)
+    assert [t["job"] for t in alone] == ["node"]
+
+
+def test_the_gateway_gets_hashes_and_no_keys(filters: Any) -> None:
+    clients = [{"name": "verify", "requests_per_10_seconds": 0}]
+    secrets = {"clients/verify": {"token": "secret", "sha256": "hash"}}
+    assert filters["client_hashes"](clients, secrets) == [{**clients[0], "key_sha256": "hash"}]
+    with pytest.raises(KeyError, match="clients/new"):
+        filters["client_hashes"]([{"name": "new"}], secrets)
