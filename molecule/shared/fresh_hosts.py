@@ -14,10 +14,10 @@ terminated, so that it starts afresh.
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ class Hosts:
     def restore(self) -> bool:
         self.remove()
         if not self._answers():
+            # What it remembers are hosts that are gone now.
+            shutil.rmtree(Path(self.document["build_directory"]) / "cloud", ignore_errors=True)
             return False
         alive = {
             i.name: i
@@ -130,9 +132,10 @@ class Hosts:
     def _answers(self) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            return bool(opener.open(self.document["endpoint"] + "/moto-api/config", timeout=5).status == 200)
+            opener.open(self.document["endpoint"] + "/moto-api/config", timeout=20)
         except OSError:
             return False
+        return True
 
     @staticmethod
     def _wait(address: str) -> None:
