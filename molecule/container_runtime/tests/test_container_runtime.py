@@ -1,0 +1,45 @@
+"""Docker Engine where it was missing, and as the machine image brought it where it was not."""
+
+import json
+
+
+def daemon(host):
+    return json.loads(host.file("/etc/docker/daemon.json").content_string)
+
+
+def test_engine_runs_with_our_options(host):
+    info = json.loads(host.check_output("docker info --format '{{json .}}'"))
+    assert info["LiveRestoreEnabled"] is True
+    assert "10.78.0.2:5000" in info["RegistryConfig"]["IndexConfigs"]
+    assert daemon(host)["log-opts"]["max-size"] == "7m"
+    assert host.service("docker").is_enabled
+
+
+def test_the_nvidia_runtime_of_a_deep_learning_ami_survives(host):
+    runtimes = daemon(host).get("runtimes", {})
+    if host.backend.get_hostname() == "test-dlami":
+        assert runtimes["nvidia"]["path"] == "nvidia-container-runtime"
+        assert "nvidia" in host.check_output("docker info --format '{{json .Runtimes}}'")
+    else:
+        assert runtimes == {}
+
+
+def test_what_the_image_wrote_is_merged_not_overwritten(host):
+    # Written at boot, before the role: nested containers belong to the host's own control group.
+    if host.file("/sys/fs/cgroup/memory").exists:
+        assert daemon(host)["cgroup-parent"].endswith("/nested")
+
+
+def test_containers_outlive_a_restart_of_the_engine(host):
+    # An image of what is there: nothing is downloaded.
+    host.check_output("tar -C / -c bin lib lib64 usr/bin/sleep usr/lib/x86_64-linux-gnu/libc.so.6 usr/lib64 | docker import - probe:1")
+    host.run("docker rm -f probe")
+    host.check_output("docker run -d --name probe --network none probe:1 /usr/bin/sleep 300")
+    before = host.check_output("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' probe")
+    host.check_output("systemctl restart docker")
+    assert host.check_output("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' probe") == before
+    host.check_output("docker rm -f probe")
+
+
+def test_forwarding_is_on(host):
+    assert host.sysctl("net.ipv4.ip_forward") == 1

@@ -1,0 +1,130 @@
+"""Instances as declared, a first login that leaves nothing to reuse, and hosts that follow the cloud."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import cloud
+
+
+def only_instance():
+    (instance,) = cloud.instances()
+    return instance
+
+
+def user_data(instance_id):
+    reply = cloud.client("ec2").describe_instance_attribute(InstanceId=instance_id, Attribute="userData")
+    return base64.b64decode(reply["UserData"]["Value"]).decode()
+
+
+def test_instance_is_protected_and_tagged():
+    instance = only_instance()
+    attribute = cloud.client("ec2").describe_instance_attribute(
+        InstanceId=instance["InstanceId"], Attribute="disableApiTermination"
+    )
+    assert attribute["DisableApiTermination"]["Value"] is True
+    assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+    assert tags["Name"] == "test-1" and tags["Environment"] == "test" and tags["Project"] == "groundcrew"
+    volumes = cloud.client("ec2").describe_volumes()["Volumes"]
+    assert volumes and all(volume["Encrypted"] for volume in volumes if volume["VolumeType"] == "gp3")
+    assert any(volume["VolumeType"] == "gp3" for volume in volumes)
+
+
+def test_the_store_is_versioned_encrypted_and_closed():
+    s3 = cloud.client("s3")
+    assert s3.get_bucket_versioning(Bucket="groundcrew-test-store")["Status"] == "Enabled"
+    assert s3.get_bucket_encryption(Bucket="groundcrew-test-store")["ServerSideEncryptionConfiguration"]["Rules"]
+    assert all(s3.get_public_access_block(Bucket="groundcrew-test-store")["PublicAccessBlockConfiguration"].values())
+
+
+def test_known_hosts_holds_permanent_keys_only():
+    lines = (cloud.BUILD / "ssh/known_hosts").read_text().splitlines()
+    assert lines == [f"test-1,10.78.0.10 {cloud.secret('host-keys/test-1')['public']}"]
+    assert (cloud.BUILD / "ssh/deploy_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_host_presents_the_permanent_key_alone():
+    seen = subprocess.run(["ssh-keyscan", "-T", "5", cloud.ADDRESS], capture_output=True, text=True, check=False).stdout
+    keys = {" ".join(line.split()[1:3]) for line in seen.splitlines() if not line.startswith("#")}
+    assert keys == {cloud.secret("host-keys/test-1")["public"]}
+
+
+def test_key_in_user_data_is_no_longer_accepted(tmp_path):
+    """The key is readable in the cloud and on the host, so whoever holds it may pose as the host, in vain."""
+    document = yaml.safe_load(user_data(only_instance()["InstanceId"]))
+    bootstrap = tmp_path / "bootstrap"
+    bootstrap.write_text(document["ssh_keys"]["ed25519_private"])
+    bootstrap.chmod(0o600)
+    assert document["ssh_keys"]["ed25519_public"] not in (cloud.BUILD / "ssh/known_hosts").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    Path("/run/sshd").mkdir(exist_ok=True)
+    impostor = subprocess.Popen(
+        [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-h", str(bootstrap), "-p", str(port), "-o", "ListenAddress=127.0.0.1"],
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 10
+        while subprocess.run(["ssh-keyscan", "-p", str(port), "127.0.0.1"], capture_output=True, check=False).stdout == b"":
+            assert impostor.poll() is None and time.monotonic() < deadline, "the impostor's sshd did not start"
+            time.sleep(0.2)
+        refused = cloud.ssh("true", port=port, address="127.0.0.1")
+        assert refused.returncode == 255
+        assert "Host key verification failed" in refused.stderr
+    finally:
+        impostor.kill()
+        impostor.wait()
+    assert cloud.ssh("true").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("hosts", "word"),
+    [
+        ([("a", "10.78.0.10"), ("b", "10.78.0.10")], "share a name or an address"),
+        ([("a", "10.78.0.10"), ("a", "10.78.0.11")], "share a name or an address"),
+    ],
+)
+def test_refuses_two_hosts_with_one_name_or_address(hosts, word, tmp_path):
+    play = tmp_path / "play.yml"
+    play.write_text(
+        yaml.safe_dump(
+            [
+                {
+                    "hosts": "all",
+                    "gather_facts": False,
+                    "tasks": [
+                        {"include_role": {"name": "ec2_fleet", "tasks_from": "preflight.yml"}, "vars": {"ec2_fleet_hosts": [
+                            {"name": name, "private_address": address} for name, address in hosts
+                        ]}}
+                    ],
+                }
+            ]
+        )
+    )  # fmt: skip
+    done = cloud.playbook(str(play))
+    assert done.returncode != 0 and word in " ".join((done.stdout + done.stderr).split())
+
+
+def test_terminated_instance_comes_back_as_the_same_host():
+    """Last: it replaces the host."""
+    ec2, before = cloud.client("ec2"), only_instance()["InstanceId"]
+    ec2.modify_instance_attribute(InstanceId=before, DisableApiTermination={"Value": False})
+    ec2.terminate_instances(InstanceIds=[before])
+    done = cloud.playbook("playbooks/provision.yml")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    after = only_instance()
+    assert after["InstanceId"] != before and after["PrivateIpAddress"] == cloud.ADDRESS
+    assert cloud.docker("inspect", "-f", '{{index .Config.Labels "groundcrew.instance"}}', "test-1") == after["InstanceId"]
+    # Strictly checked, with the permanent key: for a client it is the same host.
+    assert cloud.ssh("hostname").stdout.strip() == "test-1"
