@@ -41,7 +41,8 @@ if ! "$python" -c 'import ensurepip' 2>/dev/null || ! command -v ssh >/dev/null;
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         python3-venv openssh-client ca-certificates >/dev/null
 fi
-"$python" -m venv --clear .venv
+# In place: the AWS stand-in of a running environment lives from the same folder.
+.venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
 unreachable="the Python package registry does not answer. Check the network, a proxy (https_proxy), PIP_INDEX_URL and, where TLS is
 re-signed, SSL_CERT_FILE; then run it again. Nothing but .venv was touched."
 .venv/bin/python -m pip install -qq --disable-pip-version-check --retries 1 --require-hashes -r requirements/bootstrap.txt ||

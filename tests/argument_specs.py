@@ -16,7 +16,20 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = "<!-- variables -->"
-TYPES = {"str", "int", "float", "bool", "list", "dict", "path", "raw", "jsonarg", "json", "bytes", "bits"}
+TYPES = {
+    "str",
+    "int",
+    "float",
+    "bool",
+    "list",
+    "dict",
+    "path",
+    "raw",
+    "jsonarg",
+    "json",
+    "bytes",
+    "bits",
+}
 
 
 def read_yaml(path: Path) -> Any:
@@ -46,7 +59,9 @@ def faults(role: Path) -> list[str]:
         found.append("meta/argument_specs.yml is missing")
     options = ((spec.get("argument_specs") or {}).get("main") or {}).get("options") or {}
     for name in sorted(defaults.keys() - options.keys()):
-        found.append(f"'{name}' is in defaults/main.yml and not in meta/argument_specs.yml; describe it there")
+        found.append(
+            f"'{name}' is in defaults/main.yml and not in meta/argument_specs.yml; describe it there"
+        )
     # A required option must not have a default: nobody would notice that it was not given.
     required = {name for name, option in options.items() if option.get("required")}
     for name in sorted(options.keys() - defaults.keys() - required):
@@ -55,7 +70,9 @@ def faults(role: Path) -> list[str]:
             "nothing, so set it there or mark it required"
         )
     for name in sorted(required & defaults.keys()):
-        found.append(f"'{name}' is required in meta/argument_specs.yml and has a default in defaults/main.yml; keep one")
+        found.append(
+            f"'{name}' is required in meta/argument_specs.yml and has a default in defaults/main.yml; keep one"
+        )
     prefix = f"{role.name}_"
     for name in sorted(defaults.keys() | options.keys()):
         if not name.startswith(prefix):
@@ -69,7 +86,9 @@ def faults(role: Path) -> list[str]:
     if not readme.is_file():
         found.append(f"README.md is missing; one paragraph and the line {MARKER}")
     elif MARKER not in readme.read_text().splitlines():
-        found.append(f"README.md lacks the line {MARKER}, below which `make readmes` writes the variables")
+        found.append(
+            f"README.md lacks the line {MARKER}, below which `make readmes` writes the variables"
+        )
     return found
 
 

@@ -61,10 +61,14 @@ def render(role: Path) -> str:
     readme = (role / "README.md").read_text()
     head, found, _ = readme.partition(MARKER + "\n")
     if not found:
-        raise SystemExit(f"roles/{role.name}/README.md lacks the line {MARKER}; add it as its last line.")
+        raise SystemExit(
+            f"roles/{role.name}/README.md lacks the line {MARKER}; add it as its last line."
+        )
     spec = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())
     defaults_file = role / "defaults" / "main.yml"
-    defaults = (yaml.safe_load(defaults_file.read_text()) if defaults_file.is_file() else None) or {}
+    defaults = (
+        yaml.safe_load(defaults_file.read_text()) if defaults_file.is_file() else None
+    ) or {}
     lines = ["| variable | type | default | what it is |", "|---|---|---|---|"]
     lines += rows(spec["argument_specs"]["main"].get("options") or {}, defaults)
     note = "Written by `make readmes` from meta/argument_specs.yml and defaults/main.yml."

@@ -26,8 +26,12 @@ def client(service: str) -> Any:
     )
 
 
-def instances(states: tuple[str, ...] = ("pending", "running", "stopping", "stopped")) -> list[dict[str, Any]]:
-    pages = client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": list(states)}])
+def instances(
+    states: tuple[str, ...] = ("pending", "running", "stopping", "stopped"),
+) -> list[dict[str, Any]]:
+    pages = client("ec2").describe_instances(
+        Filters=[{"Name": "instance-state-name", "Values": list(states)}]
+    )
     return [instance for page in pages["Reservations"] for instance in page["Instances"]]
 
 
@@ -45,11 +49,19 @@ def playbook(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         str(ROOT / path),
         *arguments,
     ]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "GROUNDCREW_ROOT": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "GROUNDCREW_ROOT": str(ROOT),
+    }
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
-def ssh(*command: str, port: int = 22, address: str = ADDRESS, known_as: str = HOST) -> subprocess.CompletedProcess[str]:
+def ssh(
+    *command: str, port: int = 22, address: str = ADDRESS, known_as: str = HOST
+) -> subprocess.CompletedProcess[str]:
     """One command by ssh with the deploy key and the known hosts that Ansible uses, strictly."""
     options = {
         "UserKnownHostsFile": BUILD / "ssh/known_hosts",
@@ -63,7 +75,16 @@ def ssh(*command: str, port: int = 22, address: str = ADDRESS, known_as: str = H
     }
     flags = [f"-o{key}={value}" for key, value in options.items()]
     return subprocess.run(
-        ["ssh", *flags, "-i", str(BUILD / "ssh/deploy_key"), "-p", str(port), f"groundcrew@{address}", *command],
+        [
+            "ssh",
+            *flags,
+            "-i",
+            str(BUILD / "ssh/deploy_key"),
+            "-p",
+            str(port),
+            f"groundcrew@{address}",
+            *command,
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -72,7 +93,9 @@ def ssh(*command: str, port: int = 22, address: str = ADDRESS, known_as: str = H
 
 
 def docker(*arguments: str) -> str:
-    done = subprocess.run(["/usr/bin/docker", *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["/usr/bin/docker", *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -94,6 +117,8 @@ def module(host: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
         "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true",
         "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
     }
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     document = json.loads(done.stdout[done.stdout.index("{") :])
     return dict(document["plays"][0]["tasks"][0]["hosts"][host])

@@ -32,7 +32,12 @@ from groundcrew.image_build import Builder, Image  # noqa: E402
 from groundcrew.local_hosts import LocalHosts, read_instances, read_user_data  # noqa: E402
 
 REPOSITORY = "groundcrew/test-host"
-PROVISIONED_BY = ("roles/ec2_fleet", "roles/local_cloud", "playbooks/provision.yml", "plugins/module_utils/groundcrew/local_hosts.py")
+PROVISIONED_BY = (
+    "roles/ec2_fleet",
+    "roles/local_cloud",
+    "playbooks/provision.yml",
+    "plugins/module_utils/groundcrew/local_hosts.py",
+)
 SSH_CONFIG = """\
 Host *
   User {user}
@@ -49,7 +54,11 @@ Host *
 def recipe(variant: str) -> str:
     """A hash over what a provisioned host of this variant is made by; another one makes the kept image useless."""
     image = Image(
-        name=variant, dockerfile="files/images/host/Dockerfile", parent="debian", target=variant, inputs=PROVISIONED_BY
+        name=variant,
+        dockerfile="files/images/host/Dockerfile",
+        parent="debian",
+        target=variant,
+        inputs=PROVISIONED_BY,
     )
     return Builder(ROOT, [image]).tag(variant)
 
@@ -87,13 +96,21 @@ class Hosts:
         kept = {host["name"]: self._image(host, alive) for host in self.hosts}
         if not all(kept.values()):
             for instance in alive.values():
-                self.ec2.modify_instance_attribute(InstanceId=instance.id, DisableApiTermination={"Value": False})
+                self.ec2.modify_instance_attribute(
+                    InstanceId=instance.id, DisableApiTermination={"Value": False}
+                )
             if alive:
-                self.ec2.terminate_instances(InstanceIds=[instance.id for instance in alive.values()])
+                self.ec2.terminate_instances(
+                    InstanceIds=[instance.id for instance in alive.values()]
+                )
             return False
         for host in self.hosts:
             instance = alive[host["name"]]
-            self.local.create({**host, "image": kept[host["name"]].id}, instance, read_user_data(self.ec2, instance.id))
+            self.local.create(
+                {**host, "image": kept[host["name"]].id},
+                instance,
+                read_user_data(self.ec2, instance.id),
+            )
         self._write_known_hosts(image.labels["groundcrew.known_hosts"] for image in kept.values())
         for host in self.hosts:
             self._wait(host["private_address"])
@@ -106,10 +123,15 @@ class Hosts:
             (host,) = [host for host in self.hosts if host["name"] == name]
             (line,) = [line for line in known if line.startswith(name + ",")]
             labels = {"known_hosts": line, "recipe": recipe(host["variant"])}
-            changes = "\n".join(f"LABEL groundcrew.{key}={json.dumps(value)}" for key, value in labels.items())
+            changes = "\n".join(
+                f"LABEL groundcrew.{key}={json.dumps(value)}" for key, value in labels.items()
+            )
             container.commit(REPOSITORY, name, changes=changes)
         (self.ssh / "config").write_text(
-            "".join(f"Host {host['name']}\n  HostName {host['private_address']}\n" for host in self.hosts)
+            "".join(
+                f"Host {host['name']}\n  HostName {host['private_address']}\n"
+                for host in self.hosts
+            )
             + SSH_CONFIG.format(user=self.document["deploy_user"], directory=self.ssh)
         )
 
@@ -120,7 +142,11 @@ class Hosts:
         except docker.errors.ImageNotFound:
             return None
         wanted = (getattr(alive.get(host["name"]), "id", ""), recipe(host["variant"]))
-        return image if (image.labels["groundcrew.instance"], image.labels["groundcrew.recipe"]) == wanted else None
+        return (
+            image
+            if (image.labels["groundcrew.instance"], image.labels["groundcrew.recipe"]) == wanted
+            else None
+        )
 
     def _write_known_hosts(self, lines: Any) -> None:
         (self.ssh / "known_hosts").write_text("".join(line + "\n" for line in lines))

@@ -72,7 +72,8 @@ def inventory(source: str, variants: list[str]) -> dict[str, Any]:
             if first in group.get("hosts", []):
                 group["hosts"] = list(names)
         hostvars = {
-            name: {"private_address": ADDRESSES[kind], "local_cloud_variant": kind} for name, kind in names.items()
+            name: {"private_address": ADDRESSES[kind], "local_cloud_variant": kind}
+            for name, kind in names.items()
         }
     # As variables of the hosts: a program's group variables would lose against the shared group_vars/all.
     for name, values in hostvars.items():

@@ -23,6 +23,14 @@ def host_values(names: list[str], hostvars: Any, keys: dict[str, str]) -> list[d
     return rows
 
 
+def machine_ids(instances: dict[str, str], machines: dict[str, str]) -> dict[str, str]:
+    """Host name to what identifies its present machine: the instance id and, where there is one, the container behind it."""
+    return {
+        name: instance + (f"/{machines[name]}" if name in machines else "")
+        for name, instance in instances.items()
+    }
+
+
 def fleet_servers(
     fleet: str, environment: str, groups: Any, hostvars: Any, port: int, suffix: str = ""
 ) -> list[dict[str, Any]]:
@@ -100,13 +108,24 @@ def gateway_golden_checks(
     ]
 
 
-def checks_with_lines(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The checks, each with a line for people."""
-    return [
-        {
-            **check,
-            "line": f"{'ok' if check['ok'] else 'FAILED'}  {check['name']}: {check['detail']}",
+def host_checks(names: list[str], hostvars: Any, variable: str, what: str) -> list[dict[str, Any]]:
+    """The checks that module outcome_checks left in a variable of each host; one that failed for each host without any."""
+    found: list[dict[str, Any]] = []
+    for name in sorted(names):
+        result = hostvars[name].get(variable) or {}
+        missing = {
+            "name": f"{what} on {name}",
+            "ok": False,
+            "detail": str(result.get("msg", "the host was not asked")),
         }
+        found.extend(result.get("checks") or [missing])
+    return found
+
+
+def check_lines(checks: list[dict[str, Any]]) -> list[str]:
+    """One line for people for each check."""
+    return [
+        f"{'ok' if check['ok'] else 'FAILED'}  {check['name']}: {check['detail']}"
         for check in checks
     ]
 
@@ -184,12 +203,14 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "host_values": host_values,
+            "machine_ids": machine_ids,
             "fleet_servers": fleet_servers,
             "gateway_models": gateway_models,
             "model_versions": model_versions,
             "golden_checks": golden_checks,
             "gateway_golden_checks": gateway_golden_checks,
-            "checks_with_lines": checks_with_lines,
+            "host_checks": host_checks,
+            "check_lines": check_lines,
             "model_metrics": model_metrics,
             "scrape_targets": scrape_targets,
             "client_hashes": client_hashes,

@@ -6,6 +6,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: controller_preflight
 short_description: Check this machine before anything on it is changed
+description: Rights, disk, ports and networks; reads only, and names the process that is in the way.
 options:
   environment_name: {description: Ports that this environment's own containers publish are no conflict., type: str, required: true}
   disk_path: {description: Where images and hosts are kept., type: path, required: true}

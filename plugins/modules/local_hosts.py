@@ -28,7 +28,7 @@ options:
 RETURN = r"""
 created: {description: Hosts that were created., type: list, elements: str, returned: always}
 removed: {description: Hosts that were removed., type: list, elements: str, returned: always}
-instances: {description: Host name to instance id., type: dict, returned: always}
+machines: {description: Host name to the short id of its container., type: dict, returned: always}
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -113,7 +113,8 @@ def main():
         removed=todo.remove,
         started=todo.start,
         stopped=todo.stop,
-        instances={name: instance.id for name, instance in alive.items()},
+        # A container that was made anew for the same instance presents the key of the first login again.
+        machines={name: container.short_id for name, container in local.containers().items()},
     )
 
 

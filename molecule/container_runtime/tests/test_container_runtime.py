@@ -32,12 +32,16 @@ def test_what_the_image_wrote_is_merged_not_overwritten(host):
 
 def test_containers_outlive_a_restart_of_the_engine(host):
     # An image of what is there: nothing is downloaded.
-    host.check_output("tar -C / -c bin lib lib64 usr/bin/sleep usr/lib/x86_64-linux-gnu/libc.so.6 usr/lib64 | docker import - probe:1")
+    host.check_output(
+        "tar -C / -c bin lib lib64 usr/bin/sleep usr/lib/x86_64-linux-gnu/libc.so.6 usr/lib64 | docker import - probe:1"
+    )
     host.run("docker rm -f probe")
     host.check_output("docker run -d --name probe --network none probe:1 /usr/bin/sleep 300")
     before = host.check_output("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' probe")
     host.check_output("systemctl restart docker")
-    assert host.check_output("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' probe") == before
+    assert (
+        host.check_output("docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' probe") == before
+    )
     host.check_output("docker rm -f probe")
 
 

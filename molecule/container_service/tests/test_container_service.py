@@ -85,7 +85,11 @@ def release(host, address, *services, remove=()):
     """
     parameters = {"services": services, "remove": remove, "bind_address": address}
     result = cloud.module("test-1", "container_release", parameters)
-    return result if result.get("failed") else {key: value for key, value in result.items() if key != "msg"}
+    return (
+        result
+        if result.get("failed")
+        else {key: value for key, value in result.items() if key != "msg"}
+    )
 
 
 def map_of(host, **changes):

@@ -23,7 +23,9 @@ def only_instance():
 
 
 def user_data(instance_id):
-    reply = cloud.client("ec2").describe_instance_attribute(InstanceId=instance_id, Attribute="userData")
+    reply = cloud.client("ec2").describe_instance_attribute(
+        InstanceId=instance_id, Attribute="userData"
+    )
     return base64.b64decode(reply["UserData"]["Value"]).decode()
 
 
@@ -35,17 +37,29 @@ def test_instance_is_protected_and_tagged():
     assert attribute["DisableApiTermination"]["Value"] is True
     assert instance["MetadataOptions"]["HttpTokens"] == "required"
     tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
-    assert tags["Name"] == "test-1" and tags["Environment"] == "test" and tags["Project"] == "groundcrew"
+    assert (
+        tags["Name"] == "test-1"
+        and tags["Environment"] == "test"
+        and tags["Project"] == "groundcrew"
+    )
     volumes = cloud.client("ec2").describe_volumes()["Volumes"]
-    assert volumes and all(volume["Encrypted"] for volume in volumes if volume["VolumeType"] == "gp3")
+    assert volumes and all(
+        volume["Encrypted"] for volume in volumes if volume["VolumeType"] == "gp3"
+    )
     assert any(volume["VolumeType"] == "gp3" for volume in volumes)
 
 
 def test_the_store_is_versioned_encrypted_and_closed():
     s3 = cloud.client("s3")
     assert s3.get_bucket_versioning(Bucket="groundcrew-test-store")["Status"] == "Enabled"
-    assert s3.get_bucket_encryption(Bucket="groundcrew-test-store")["ServerSideEncryptionConfiguration"]["Rules"]
-    assert all(s3.get_public_access_block(Bucket="groundcrew-test-store")["PublicAccessBlockConfiguration"].values())
+    assert s3.get_bucket_encryption(Bucket="groundcrew-test-store")[
+        "ServerSideEncryptionConfiguration"
+    ]["Rules"]
+    assert all(
+        s3.get_public_access_block(Bucket="groundcrew-test-store")[
+            "PublicAccessBlockConfiguration"
+        ].values()
+    )
 
 
 def test_known_hosts_holds_permanent_keys_only():
@@ -55,7 +69,9 @@ def test_known_hosts_holds_permanent_keys_only():
 
 
 def test_host_presents_the_permanent_key_alone():
-    seen = subprocess.run(["ssh-keyscan", "-T", "5", cloud.ADDRESS], capture_output=True, text=True, check=False).stdout
+    seen = subprocess.run(
+        ["ssh-keyscan", "-T", "5", cloud.ADDRESS], capture_output=True, text=True, check=False
+    ).stdout
     keys = {" ".join(line.split()[1:3]) for line in seen.splitlines() if not line.startswith("#")}
     assert keys == {cloud.secret("host-keys/test-1")["public"]}
 
@@ -66,18 +82,28 @@ def test_key_in_user_data_is_no_longer_accepted(tmp_path):
     bootstrap = tmp_path / "bootstrap"
     bootstrap.write_text(document["ssh_keys"]["ed25519_private"])
     bootstrap.chmod(0o600)
-    assert document["ssh_keys"]["ed25519_public"] not in (cloud.BUILD / "ssh/known_hosts").read_text()
+    assert (
+        document["ssh_keys"]["ed25519_public"] not in (cloud.BUILD / "ssh/known_hosts").read_text()
+    )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     Path("/run/sshd").mkdir(exist_ok=True)
+    sshd = [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null"]
     impostor = subprocess.Popen(
-        [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-h", str(bootstrap), "-p", str(port), "-o", "ListenAddress=127.0.0.1"],
+        [*sshd, "-h", str(bootstrap), "-p", str(port), "-o", "ListenAddress=127.0.0.1"],
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
     try:
         deadline = time.monotonic() + 10
-        while subprocess.run(["ssh-keyscan", "-p", str(port), "127.0.0.1"], capture_output=True, check=False).stdout == b"":
-            assert impostor.poll() is None and time.monotonic() < deadline, "the impostor's sshd did not start"
+        while (
+            subprocess.run(
+                ["ssh-keyscan", "-p", str(port), "127.0.0.1"], capture_output=True, check=False
+            ).stdout
+            == b""
+        ):
+            assert impostor.poll() is None and time.monotonic() < deadline, (
+                "the impostor's sshd did not start"
+            )
             time.sleep(0.2)
         refused = cloud.ssh("true", port=port, address="127.0.0.1")
         assert refused.returncode == 255
@@ -125,6 +151,9 @@ def test_terminated_instance_comes_back_as_the_same_host():
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     after = only_instance()
     assert after["InstanceId"] != before and after["PrivateIpAddress"] == cloud.ADDRESS
-    assert cloud.docker("inspect", "-f", '{{index .Config.Labels "groundcrew.instance"}}', "test-1") == after["InstanceId"]
+    assert (
+        cloud.docker("inspect", "-f", '{{index .Config.Labels "groundcrew.instance"}}', "test-1")
+        == after["InstanceId"]
+    )
     # Strictly checked, with the permanent key: for a client it is the same host.
     assert cloud.ssh("hostname").stdout.strip() == "test-1"

@@ -31,7 +31,9 @@ def access():
 def ask(access, path, body=None, key=True, headers=()):
     """(status, answer, headers) of a request to the gateway."""
     request = urllib.request.Request(
-        access["gateway_url"] + path, data=body, headers={"Content-Type": "application/json", **dict(headers)}
+        access["gateway_url"] + path,
+        data=body,
+        headers={"Content-Type": "application/json", **dict(headers)},
     )
     if key:
         request.add_header("X-Api-Key", access["api_key"])
@@ -90,7 +92,10 @@ def test_bad_request_says_why_and_the_service_stays_up(access, body, word):
 def test_strangers_are_refused(access):
     body = (BUILD / "request.json").read_bytes()
     assert ask(access, "/v1/models/digits:predict", body, key=False)[0] == 401
-    assert ask(access, "/v1/models/digits:predict", body, key=False, headers={"X-Api-Key": "wrong"})[0] == 401
+    assert (
+        ask(access, "/v1/models/digits:predict", body, key=False, headers={"X-Api-Key": "wrong"})[0]
+        == 401
+    )
     assert ask(access, "/v1/models/unknown:predict", body)[0] == 404
     assert ask(access, "/v1/other")[0] == 404
     assert ask(access, "/v1/models/digits:predict", b"x" * (2 << 20))[0] == 413
@@ -98,7 +103,11 @@ def test_strangers_are_refused(access):
 
 def test_the_key_is_kept_hashed_and_secrets_are_not_readable(access, host):
     assert host.run(f"grep -rq {access['api_key']} /etc/haproxy").rc == 1
-    secret = on("test-application-1").check_output("find /var/lib/groundcrew/services -path '*secrets*' -type f -printf '%m\\n'").split()
+    secret = (
+        on("test-application-1")
+        .check_output("find /var/lib/groundcrew/services -path '*secrets*' -type f -printf '%m\\n'")
+        .split()
+    )
     assert secret and set(secret) == {"400"}
 
 
@@ -117,7 +126,9 @@ def test_only_the_gateway_is_published_on_this_machine():
 @pytest.mark.parametrize("name", [name for name in HOSTS if name != "test-gateway-1"])
 def test_hosts_listen_on_the_private_address_only(name):
     sockets = on(name).check_output("ss -Htln | awk '{print $4}'").split()
-    public = [address for address in sockets if not address.startswith((HOSTS[name], "127.", "[::1]"))]
+    public = [
+        address for address in sockets if not address.startswith((HOSTS[name], "127.", "[::1]"))
+    ]
     assert {address.rsplit(":", 1)[1] for address in public} <= {"22"}, public
 
 
@@ -139,6 +150,10 @@ def test_no_container_is_privileged():
 
 
 def test_every_target_is_scraped(host):
-    answer = on("test-batch-1").check_output("python3 -c \"import urllib.request as u; print(u.urlopen('http://10.78.0.41:9090/api/v1/targets').read().decode())\"")
-    down = [t["scrapeUrl"] for t in json.loads(answer)["data"]["activeTargets"] if t["health"] == "down"]
+    answer = on("test-batch-1").check_output(
+        "python3 -c \"import urllib.request as u; print(u.urlopen('http://10.78.0.41:9090/api/v1/targets').read().decode())\""
+    )
+    down = [
+        t["scrapeUrl"] for t in json.loads(answer)["data"]["activeTargets"] if t["health"] == "down"
+    ]
     assert not down

@@ -19,7 +19,13 @@ def test_the_proof_passed():
 def test_every_service_runs_on_this_host(host):
     running = host.check_output("docker ps --format '{{.Names}}'").split()
     assert {"digits-1", "application"} <= set(running)
-    for unit in ("haproxy", "prometheus", "prometheus-alertmanager", "prometheus-node-exporter", "cron"):
+    for unit in (
+        "haproxy",
+        "prometheus",
+        "prometheus-alertmanager",
+        "prometheus-node-exporter",
+        "cron",
+    ):
         assert host.service(unit).is_running, unit
 
 

@@ -34,7 +34,9 @@ def _hosts(group: Any) -> Iterator[tuple[str, str | None, int]]:
         elif key.value == "hosts":
             for name, variables in value.value:
                 pairs = variables.value if isinstance(variables, yaml.MappingNode) else []
-                address = next((str(v.value) for k, v in pairs if k.value == "private_address"), None)
+                address = next(
+                    (str(v.value) for k, v in pairs if k.value == "private_address"), None
+                )
                 yield str(name.value), address, name.start_mark.line + 1
 
 

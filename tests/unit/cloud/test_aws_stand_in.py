@@ -127,7 +127,9 @@ def test_everything_is_as_it_was_after_kill_9(cloud: StandIn) -> None:
     second = cloud.launch()
     secrets = cloud.client("secretsmanager")
     version = secrets.create_secret(Name="groundcrew/test/x", SecretString="old")["VersionId"]
-    version = secrets.put_secret_value(SecretId="groundcrew/test/x", SecretString="new")["VersionId"]
+    version = secrets.put_secret_value(SecretId="groundcrew/test/x", SecretString="new")[
+        "VersionId"
+    ]
     s3 = cloud.client("s3")
     s3.create_bucket(Bucket="store")
     s3.put_object(Bucket="store", Key="models/a b/1", Body=bytes(range(256)))

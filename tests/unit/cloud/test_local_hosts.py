@@ -144,6 +144,8 @@ def test_a_container_that_does_not_start_is_removed_again() -> None:
     engine = Engine()
     host = {"name": "a", "image": "x", "memory": "1g", "publish": []}
     with pytest.raises(RuntimeError, match="port is taken"):
-        LocalHosts(engine, "test", "net").create(host, Instance("i-1", "a", "10.0.0.1", "running"), "")
+        LocalHosts(engine, "test", "net").create(
+            host, Instance("i-1", "a", "10.0.0.1", "running"), ""
+        )
     assert engine.container.removed
     assert engine.config["HostConfig"]["Memory"] == 2**30

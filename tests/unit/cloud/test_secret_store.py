@@ -117,7 +117,7 @@ def test_a_certificate_near_its_end_is_renewed(
     values, made = store.ensure(WANTED)
     assert made == ["tls/gateway"]
     found = x509.load_pem_x509_certificate(values["tls/gateway"]["certificate"].encode())
-    left = found.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
+    left = found.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     assert secret_store.RENEW_DAYS < left.days < 398
 
 

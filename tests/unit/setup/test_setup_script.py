@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-TOOLS = ("bash", "sh", "cat", "sha256sum", "cut", "id", "df", "awk", "dirname", "rm", "env", "uname")
+TOOLS = (
+    "bash",
+    "sh",
+    "cat",
+    "sha256sum",
+    "cut",
+    "id",
+    "df",
+    "awk",
+    "dirname",
+    "rm",
+    "env",
+    "uname",
+)
 
 
 @pytest.fixture
