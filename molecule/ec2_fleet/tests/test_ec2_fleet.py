@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import shutil
-import socket
+import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,41 +74,33 @@ def test_host_presents_the_permanent_key_alone():
     assert keys == {cloud.secret("host-keys/test-1")["public"]}
 
 
-def test_key_in_user_data_is_no_longer_accepted(tmp_path):
+def test_key_in_user_data_is_no_longer_accepted():
     """The key is readable in the cloud and on the host, so whoever holds it may pose as the host, in vain."""
     document = yaml.safe_load(user_data(only_instance()["InstanceId"]))
-    bootstrap = tmp_path / "bootstrap"
-    bootstrap.write_text(document["ssh_keys"]["ed25519_private"])
-    bootstrap.chmod(0o600)
-    assert (
-        document["ssh_keys"]["ed25519_public"] not in (cloud.BUILD / "ssh/known_hosts").read_text()
+    private, public = (
+        document["ssh_keys"]["ed25519_private"],
+        document["ssh_keys"]["ed25519_public"],
     )
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null"]
-    impostor = subprocess.Popen(
-        [*sshd, "-h", str(bootstrap), "-p", str(port), "-o", "ListenAddress=127.0.0.1"],
-        stderr=subprocess.PIPE,
+    assert public not in (cloud.BUILD / "ssh/known_hosts").read_text()
+    # An impostor at the host's address, on another port, with that key.
+    started = cloud.ssh(
+        f"printf '%s' {shlex.quote(private)} | sudo install -m 0600 /dev/stdin /root/bootstrap &&"
+        " sudo /usr/sbin/sshd -f /dev/null -h /root/bootstrap -p 2222 -o PidFile=/run/impostor.pid"
     )
+    assert started.returncode == 0, started.stderr
     try:
-        deadline = time.monotonic() + 10
-        while (
-            subprocess.run(
-                ["ssh-keyscan", "-p", str(port), "127.0.0.1"], capture_output=True, check=False
-            ).stdout
-            == b""
-        ):
-            assert impostor.poll() is None and time.monotonic() < deadline, (
-                "the impostor's sshd did not start"
-            )
-            time.sleep(0.2)
-        refused = cloud.ssh("true", port=port, address="127.0.0.1")
+        seen = subprocess.run(
+            ["ssh-keyscan", "-p", "2222", cloud.ADDRESS],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        assert public in seen
+        refused = cloud.ssh("true", port=2222)
         assert refused.returncode == 255
         assert "Host key verification failed" in refused.stderr
     finally:
-        impostor.kill()
-        impostor.wait()
+        cloud.ssh("sudo sh -c 'kill $(cat /run/impostor.pid); rm /root/bootstrap'")
     assert cloud.ssh("true").returncode == 0
 
 
