@@ -60,8 +60,10 @@ class Remembering:
         for line in whole.splitlines():
             entry = json.loads(line)
             self._seed()
+            base, target = re.fullmatch(r"(\w+://[^/]+)(.*)", entry["url"]).groups()  # type: ignore[union-attr]
             client.open(
-                entry["url"],
+                target,
+                base_url=base,
                 method=entry["method"],
                 headers=entry["headers"],
                 data=base64.b64decode(entry["body"]),
@@ -77,7 +79,8 @@ class Remembering:
             if not is_read(request.method, request.headers.get("X-Amz-Target", ""), body):
                 entry = {
                     "method": request.method,
-                    "url": request.url,
+                    # As it came: decoded, a key with a percent sign would be another key.
+                    "url": request.host_url.rstrip("/") + environ["REQUEST_URI"],
                     "headers": list(request.headers.items()),
                     "body": base64.b64encode(body).decode(),
                 }

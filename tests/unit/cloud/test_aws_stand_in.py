@@ -151,7 +151,6 @@ def test_everything_is_as_it_was_after_kill_9(cloud: StandIn) -> None:
     assert cloud.launch() not in (first, second)
 
 
-@pytest.mark.xfail(reason="the log keeps the decoded address of a request, which is not what came")
 @pytest.mark.parametrize("key", ["ü", "a%20b"])
 def test_keys_that_an_address_must_encode_come_back(cloud: StandIn, key: str) -> None:
     cloud.start()

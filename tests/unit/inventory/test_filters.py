@@ -102,7 +102,7 @@ def test_golden_cases_through_the_gateway_need_one_variant(filters: Any) -> None
 
 def test_lines_say_which_check_failed(filters: Any) -> None:
     checks = [{"name": "a", "ok": True, "detail": "x"}, {"name": "b", "ok": False, "detail": "y"}]
-    lines = [check["line"] for check in filters["checks_with_lines"](checks)]
+    lines = filters["check_lines"](checks)
     assert lines == ["ok  a: x", "FAILED  b: y"]
     assert "line" not in checks[0]
 
@@ -135,3 +135,25 @@ def test_the_gateway_gets_hashes_and_no_keys(filters: Any) -> None:
     assert filters["client_hashes"](clients, secrets) == [{**clients[0], "key_sha256": "hash"}]
     with pytest.raises(KeyError, match="clients/new"):
         filters["client_hashes"]([{"name": "new"}], secrets)
+
+
+def test_a_host_that_left_no_checks_is_a_failed_one(filters: Any) -> None:
+    hostvars = {
+        "a": {"golden": {"checks": [{"name": "x on a", "ok": True, "detail": ""}]}},
+        "b": {"golden": {"unreachable": True, "msg": "no route"}},
+        "c": {},
+    }
+    found = filters["host_checks"](["c", "b", "a"], hostvars, "golden", "services")
+    assert [(check["name"], check["ok"]) for check in found] == [
+        ("x on a", True),
+        ("services on b", False),
+        ("services on c", False),
+    ]
+    assert found[1]["detail"] == "no route"
+
+
+def test_a_container_made_anew_is_another_machine(filters: Any) -> None:
+    assert filters["machine_ids"]({"a": "i-1", "b": "i-2"}, {"a": "c0ffee"}) == {
+        "a": "i-1/c0ffee",
+        "b": "i-2",
+    }
