@@ -22,6 +22,7 @@ options:
       memory: {description: Memory limit such as 1g., type: str}
       publish: {description: "Ports on this machine: address, port, host_port.", type: list, elements: dict, default: []}
   images: {description: "Host image of each variant, by host-<variant>.", type: dict, default: {}}
+  remember_only: {description: Change nothing; fail when there are containers and the cloud knows no instance., type: bool, default: false}
   remove_all: {description: Remove every container of the environment instead., type: bool, default: false}
 """
 
@@ -58,6 +59,7 @@ def main():
                 },
             },
             "images": {"type": "dict", "default": {}},
+            "remember_only": {"type": "bool", "default": False},
             "remove_all": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -93,6 +95,8 @@ def main():
                 for name, c in containers.items()
             },
         )
+        if module.params["remember_only"]:
+            module.exit_json(changed=False, created=[], removed=[], machines={})
         alive = {i.name: i for i in instances if i.state not in ("shutting-down", "terminated")}
         if not module.check_mode:
             for name in todo.remove:

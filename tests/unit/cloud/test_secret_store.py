@@ -164,3 +164,10 @@ def test_no_right_to_read_is_no_missing_secret() -> None:
 
     with pytest.raises(GroundcrewError, match="secret 'p/x' cannot be read: AccessDenied"):
         SecretStore(Denied(), "p").ensure({"x": {"kind": "token"}})
+
+
+def test_certificate_of_another_authority_of_the_same_title_is_made_anew() -> None:
+    first, second = (secret_store.certificate("Groundcrew", [], None) for _ in range(2))
+    signed = secret_store.certificate("localhost", ["localhost"], first)
+    assert secret_store.certificate_fits(signed, ["localhost"], first)
+    assert not secret_store.certificate_fits(signed, ["localhost"], second)
