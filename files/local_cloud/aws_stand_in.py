@@ -22,12 +22,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from moto.ec2.models import ec2_backends
 from moto.moto_api._internal import mock_random
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import Client
 from werkzeug.wrappers import Request, Response
 
+ACCOUNT, REGION = (
+    "123456789012",
+    "us-east-1",
+)  # moto's own account, and the only region of embedded environments
 READ = re.compile(r"(^|[.=])(Describe|Get|List|Head|BatchGet|Filter|Lookup|Search)[A-Z]")
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -49,8 +54,17 @@ class Remembering:
         self.lock = threading.Lock()
         self.count = 0
 
+    @staticmethod
+    def begin() -> None:
+        """Make EC2's default network now: its ids would otherwise be drawn by whichever request comes first, a read perhaps, that
+        no replay repeats, and all later ids with them.
+        """
+        mock_random.seed(0)
+        ec2_backends[ACCOUNT][REGION].describe_vpcs()
+
     def replay(self) -> int:
         """Send every logged request through moto again; a line torn by a kill is cut off first."""
+        self.begin()
         self.log.touch()
         data = self.log.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
