@@ -5,7 +5,7 @@ SHELL := /bin/bash
 environment ?= local
 playbook := .venv/bin/ansible-playbook
 
-.PHONY: help setup deploy verify clean test lint unit lock-requirements
+.PHONY: help setup deploy verify clean test lint unit readmes lock-requirements
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ lint: ## Run the linters alone
 
 unit: ## Run the unit tests alone
 	@tests/run unit
+
+readmes: ## Write the variable tables of the roles' READMEs from their argument specs
+	@./setup.sh dev
+	@.venv/bin/python tests/render_role_readmes.py
 
 lock-requirements: setup ## Resolve requirements/*.in into hash-locked requirements/*.txt
 	@for name in bootstrap controller dev; do \

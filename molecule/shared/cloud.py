@@ -40,6 +40,13 @@ def secret(name: str) -> dict[str, str]:
     return dict(json.loads(value["SecretString"]))
 
 
+def role(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Converge a scenario's role again, with the scenario's own variables and those that a test adds."""
+    directory = ROOT / "molecule" / name
+    os.environ.update(MOLECULE_SCENARIO_NAME=name, MOLECULE_SCENARIO_DIRECTORY=str(directory))
+    return playbook("molecule/shared/converge.yml", *arguments)
+
+
 def playbook(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a playbook of the repository in environment `test`."""
     command = [

@@ -27,6 +27,24 @@ def test_security_updates_are_on(host):
 def test_aws_file_is_for_root_alone(host):
     file = host.file("/etc/groundcrew/aws.env")
     assert file.mode == 0o600 and file.user == "root"
+    assert file.content_string.splitlines()[1:] == [
+        "AWS_DEFAULT_REGION=us-east-1",
+        "AWS_ENDPOINT_URL=http://192.0.2.1:5000",
+    ]
+
+
+def test_authority_is_trusted_by_openssl_and_python(host):
+    certificate = "/usr/local/share/ca-certificates/groundcrew-extra.crt"
+    assert host.check_output(f"openssl verify {certificate}") == f"{certificate}: OK"
+    trusted = host.check_output(
+        "python3 -c 'import ssl; print(ssl.create_default_context().get_ca_certs())'"
+    )
+    assert "Groundcrew scenario" in trusted and trusted.count("serialNumber") > 50
+
+
+def test_journal_is_bounded_since_its_restart(host):
+    said = host.check_output("journalctl -u systemd-journald -o cat | tail -n 5")
+    assert "max 123.0M" in said, said
 
 
 def test_forwarding_stays_on_for_containers(host):

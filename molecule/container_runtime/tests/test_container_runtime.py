@@ -24,6 +24,15 @@ def test_the_nvidia_runtime_of_a_deep_learning_ami_survives(host):
         assert runtimes == {}
 
 
+def test_engine_that_was_there_stays(host):
+    """Installed once: by the role on a server image, before it on a Deep Learning AMI, and never again."""
+    log = host.check_output("grep -E ' (install|upgrade|remove) docker.io:' /var/log/dpkg.log")
+    assert [line.split()[2] for line in log.splitlines()] == ["install"]
+    # The host's own /etc/hostname is as old as its first boot.
+    by_role = host.check_output("find /var/lib/dpkg/info/docker.io.list -newer /etc/hostname")
+    assert bool(by_role) == (host.backend.get_hostname() != "test-dlami")
+
+
 def test_what_the_image_wrote_is_merged_not_overwritten(host):
     # Written at boot, before the role: nested containers belong to the host's own control group.
     if host.file("/sys/fs/cgroup/memory").exists:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import cloud
 
 ASK = """
 import json, sys, urllib.request as u
@@ -40,3 +45,20 @@ def test_the_service_is_told_its_model_and_reads_it_only(host):
 
 def test_models_of_other_fleets_do_not_run_here(host):
     assert host.check_output("docker ps --all --format '{{.Names}}'").split() == ["digits-1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"verison": "2"}, ["models.yml", "digits", "verison"]),
+        ({"framework": "sklaern"}, ["digits", "sklaern", "sklearn"]),
+    ],
+)
+def test_bad_declaration_is_refused_and_the_service_stays(host, change, words):
+    before = host.check_output("docker inspect -f '{{.Id}} {{.State.StartedAt}}' digits-1")
+    declared = {"framework": "sklearn", "host_port": 18080, "version": "1", **change}
+    extra = json.dumps({"prediction_models": {"digits": declared}})
+    done = cloud.role("prediction", "-e", extra)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and all(word in said for word in words), said[-2000:]
+    assert host.check_output("docker inspect -f '{{.Id}} {{.State.StartedAt}}' digits-1") == before
