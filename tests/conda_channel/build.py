@@ -49,7 +49,9 @@ def is_current(output: Path, digest: str) -> bool:
 def pinned() -> dict[str, tuple[str, str]]:
     """Lines of wheels.txt: SHA-256 to name and name==version."""
     lines = [line.split() for line in WHEELS.read_text().splitlines() if line[:1] not in ("", "#")]
-    return {h.partition("sha256:")[2]: (release.partition("==")[0], release) for release, h in lines}
+    return {
+        h.partition("sha256:")[2]: (release.partition("==")[0], release) for release, h in lines
+    }
 
 
 def fetch(folder: Path) -> list[Path]:
@@ -57,7 +59,11 @@ def fetch(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = pinned()
     have = _by_digest(folder)
-    missing = [(name, f"{release} --hash=sha256:{h}") for h, (name, release) in wanted.items() if h not in have]
+    missing = [
+        (name, f"{release} --hash=sha256:{h}")
+        for h, (name, release) in wanted.items()
+        if h not in have
+    ]
     # pip takes one version of a package at a time.
     groups: dict[str, list[str]] = {}
     for name, line in missing:
@@ -72,17 +78,45 @@ def fetch(folder: Path) -> list[Path]:
 
 
 def _by_digest(folder: Path) -> dict[str, Path]:
-    return {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in sorted(folder.glob("*.whl"))}
+    return {
+        hashlib.sha256(path.read_bytes()).hexdigest(): path for path in sorted(folder.glob("*.whl"))
+    }
 
 
 def _download(folder: Path, requirements: str) -> None:
     # For CPython 3.11 on x86_64, whatever runs this program.
     platforms = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "any")
-    options = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]
+    options = [
+        "--python-version",
+        "3.11",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp311",
+        "--abi",
+        "none",
+    ]
     for platform in platforms:
         options += ["--platform", platform]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(folder), *options, "-r", requirements]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
+    command += [
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+        "--dest",
+        str(folder),
+        *options,
+        "-r",
+        requirements,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"The wheels of {WHEELS} cannot be downloaded:\n{done.stderr.strip()}")
@@ -122,8 +156,31 @@ def _interpreters(output: Path) -> list[Path]:
     return [write(CPYTHON, output), write(PYPY, output)]
 
 
+def check_locks(output: Path, write: bool) -> int:
+    """Solve every spec beside this file; the number of locks that differ."""
+    sys.path.insert(0, str(REPOSITORY / "plugins/module_utils"))
+    from groundcrew.conda.solve import lock_file, specs, write_text
+
+    differ = 0
+    for name in specs(HERE):
+        solution = lock_file(
+            HERE, name, {"local": output.as_uri()}, ["linux-64"], {"__glibc": "2.35"}
+        )
+        path = HERE / f"{name}.lock"
+        if path.exists() and path.read_text() == solution.text:
+            print(f"{path.name}: equals a fresh solve")
+            continue
+        print(f"{path.name}: differs from a fresh solve", *solution.difference, sep="\n")
+        differ += 1
+        if write:
+            write_text(path, solution.text)
+    return differ
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("output", nargs="?", type=Path, default=REPOSITORY / ".cache/conda_channel")
     parser.add_argument("--wheels", type=Path, default=REPOSITORY / ".cache/wheels")
     parser.add_argument("--check-locks", action="store_true")
@@ -136,6 +193,12 @@ def main() -> None:
     else:
         build(output, options.wheels)
         print(f"{output}: built in {time.monotonic() - start:.1f} s")
+    if options.check_locks or options.write_locks:
+        differ = check_locks(output, options.write_locks)
+        if differ and not options.write_locks:
+            raise SystemExit(
+                "Review the difference, then run: tests/conda_channel/build.py --write-locks"
+            )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ def _python(version: str, build: str, library: str, program: str) -> Package:
         files={
             "pyvenv.cfg": _PYVENV.format(version=version),
             f"bin/{program}": Link(f"/usr/bin/{program}"),
-            **{f"bin/{name}": Link(program) for name in ("python", "python3", f"python{short}") if name != program},
+            **{
+                f"bin/{name}": Link(program)
+                for name in ("python", "python3", f"python{short}")
+                if name != program
+            },
             f"{site}/like_conda.pth": "import like_conda\n",
             f"{site}/like_conda.py": _LIKE_CONDA,
         },

@@ -84,16 +84,15 @@ def package_of(wheel: Path, channel: Collection[str]) -> Package:
         **{folder + path: script for path, script in scripts.items()},
     }
 
-    requires_python = SpecifierSet(metadata.get("Requires-Python", ""))
+    supported = f">={PYTHON},<3.{int(PYTHON[2:]) + 1}"
     if pure:
-        python = f"python {_conda_versions(requires_python)}".strip()
-    else:
-        python = f"python >={PYTHON},<3.{int(PYTHON[2:]) + 1}"
+        supported = _conda_versions(SpecifierSet(metadata.get("Requires-Python", "")))
     requirements = (Requirement(text) for text in metadata.get_all("Requires-Dist", []))
     wanted = {
         canonicalize_name(r.name): r.specifier
         for r in requirements
-        if canonicalize_name(r.name) in channel and (r.marker is None or r.marker.evaluate(_MARKERS))
+        if canonicalize_name(r.name) in channel
+        and (r.marker is None or r.marker.evaluate(_MARKERS))
     }
     glibc = sorted(int(minor) for minor in re.findall(r"manylinux_2_(\d+)_", wheel.name))
     return Package(
@@ -103,7 +102,7 @@ def package_of(wheel: Path, channel: Collection[str]) -> Package:
         depends=(
             *(f"__glibc >=2.{minor},<3" for minor in glibc[:1]),
             *(f"{n} {_conda_versions(s)}".strip() for n, s in sorted(wanted.items())),
-            python,
+            f"python {supported}".strip(),
         ),
         files=files,
         noarch="python" if pure else "",
