@@ -15,10 +15,17 @@ options:
   state: {description: What is wanted., type: str, choices: [locked, exported], default: locked}
   directory: {description: Where specs and locks are., type: path, required: true}
   names: {description: The environments; empty for every spec of the directory., type: list, elements: str, default: []}
-  upgrade: {description: "Packages to bring up to date; every other one keeps its locked file where possible.", type: list, elements: str, default: []}
+  upgrade:
+    description: Packages to bring up to date; every other one keeps its locked file where possible.
+    type: list
+    elements: str
+    default: []
   channels: {description: Channel name to address., type: dict, required: true}
   platforms: {description: "linux-64, linux-aarch64.", type: list, elements: str, default: []}
-  virtual_packages: {description: What hosts are known to have; keys of platforms and environments hold mappings of their own., type: dict, default: {}}
+  virtual_packages:
+    description: What hosts are known to have; keys of platforms and environments hold mappings of their own.
+    type: dict
+    default: {}
   export_directory: {description: Where exported files go., type: path}
 """
 

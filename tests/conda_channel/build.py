@@ -144,7 +144,7 @@ def build(output: Path, wheels: Path) -> None:
 
 def _convert(wheel: Path, names: frozenset[str], output: Path) -> Path:
     from conda_package import write
-    from wheel import package_of
+    from wheel_package import package_of
 
     return write(package_of(wheel, names), output)
 

@@ -96,6 +96,7 @@ def solve(
         raise GroundcrewError(
             f"conda_platforms: {', '.join(unknown) or 'empty'}; known are {', '.join(locks.PLATFORMS)}."
         )
+    upgrade = frozenset(name.lower() for name in upgrade)
     if upgrade:
         _check_upgrade(spec, old, upgrade)
     parts = asyncio.run(
@@ -112,7 +113,8 @@ def _check_upgrade(spec: Spec, old: Lock | None, upgrade: Collection[str]) -> No
         )
     have = {package.name for part in old.platforms.values() for package in part.conda}
     have |= {package.name for part in old.platforms.values() for package in part.pip}
-    missing = sorted(set(upgrade) - have - spec.names)
+    have |= spec.names
+    missing = sorted(name for name in upgrade if not {name, pip_name(name)} & have)
     if missing:
         raise GroundcrewError(
             f"Environment '{spec.name}' has no package '{missing[0]}', so it cannot be upgraded. Its lock:"
@@ -265,8 +267,7 @@ def _pip(
         python=str(python.version),
         glibc=packages.get("__glibc", "2.17"),
         provided=provided,
-        old=[package for package in before.pip if package.name not in upgrade],
-        upgrade={pip_name(name) for name in upgrade},
+        old=[p for p in before.pip if p.name not in {pip_name(name) for name in upgrade}],
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -43,13 +43,12 @@ def solve_pip(
     glibc: str,
     provided: Mapping[str, str],
     old: Iterable[PipPackage] = (),
-    upgrade: Collection[str] = (),
     only_binary: bool = True,
 ) -> tuple[PipPackage, ...]:
     """The releases that a pip section needs besides what Conda provides, with the SHA-256 of each of their files.
 
-    ``provided`` maps names of Python packages to Conda's versions. Releases of ``old`` are kept where they fit, unless
-    ``upgrade`` names them. The index is that of the environment: UV_INDEX_URL, UV_DEFAULT_INDEX or PIP_INDEX_URL.
+    ``provided`` maps names of Python packages to Conda's versions. Releases of ``old`` are kept where they fit. The index is
+    that of the environment: UV_INDEX_URL, UV_DEFAULT_INDEX or PIP_INDEX_URL.
 
     Raises GroundcrewError: a requirement conflicts with Conda's version, or uv finds no solution (with its explanation).
     """
@@ -80,8 +79,6 @@ def solve_pip(
         command += ["--no-emit-index-url", "--no-emit-find-links", "--python", sys.executable]
         command += ["--python-version", python, "--python-platform", _target(platform, glibc)]
         command += ["--only-binary", ":all:"] if only_binary else []
-        for package in sorted(upgrade):
-            command += ["--upgrade-package", package]
         done = subprocess.run(
             command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
         )
