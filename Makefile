@@ -8,7 +8,7 @@ playbook := .venv/bin/ansible-playbook
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
-.PHONY: help setup deploy verify clean test lint unit readmes lock-requirements
+.PHONY: help setup deploy verify clean test lint unit readmes lock lock-export lock-requirements
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ unit: ## Run the unit tests alone
 readmes: ## Write the variable tables of the roles' READMEs from their argument specs
 	@./setup.sh dev
 	@.venv/bin/python tests/render_role_readmes.py
+
+lock: setup ## Lock the Conda environments of files/conda (conda=NAME for one, upgrade=PACKAGE to change just that)
+	@$(playbook) playbooks/lock.yml $(if $(conda),-e conda=$(conda)) $(if $(upgrade),-e upgrade=$(upgrade))
+
+lock-export: setup ## Render Conda locks for conda, mamba and micromamba into build/conda (conda=NAME for one)
+	@$(playbook) playbooks/lock_export.yml $(if $(conda),-e conda=$(conda))
 
 lock-requirements: setup ## Resolve requirements/*.in into hash-locked requirements/*.txt
 	@for name in bootstrap controller dev; do \

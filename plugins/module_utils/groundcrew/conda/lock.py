@@ -241,7 +241,9 @@ def difference(old: Lock | None, new: Lock) -> list[str]:
     lines = []
     for platform in sorted(new.platforms):
         before = (
-            old.platforms[platform].versions if old is not None and platform in old.platforms else {}
+            old.platforms[platform].versions
+            if old is not None and platform in old.platforms
+            else {}
         )
         after = new.platforms[platform].versions
         changes = [
