@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 environment ?= local
 playbook := .venv/bin/ansible-playbook
+# Ansible forks a process for each task and host: without cached bytecode every one of them compiles its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
 .PHONY: help setup deploy verify clean test lint unit readmes lock lock-export lock-requirements
 

@@ -1,0 +1,414 @@
+"""Builds environments from their locks, switches to them, keeps the last one, removes the rest.
+
+A build lies at its final path from the start, because Conda packages have that path written into them; it counts only when its
+record is there, which is written last. Nothing is solved here, and nothing that runs is touched: a job that started in a build
+keeps it until it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..errors import GroundcrewError
+from . import downloads, files, tools
+from .layout import Layout, machine_platform, read_json, write_json
+from .lock import CondaPackage, PlatformLock, parse
+
+EXTERNALLY_MANAGED = """\
+[externally-managed]
+Error=This is the managed environment '{name}'. It is the same on every host, so packages are not installed into it by hand.
+ To add a package: write it into files/conda/{name}.yml, run `make lock conda={name}`,
+ review the difference, and deploy. To try something out, make an environment of your own:
+ python3 -m venv /tmp/try && /tmp/try/bin/pip install PACKAGE
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a build needs besides its lock."""
+
+    channels: Mapping[str, str] = field(default_factory=dict)  # name -> address
+    pip_index: str = ""  # address; empty: what pip and uv are configured with on the host
+    hard_links: bool = True  # where reflinks are not possible; otherwise copies
+    platform: str = field(default_factory=machine_platform)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done, or would be, for one environment."""
+
+    name: str
+    action: str  # same, switched, built, healed, removed
+    build: str
+    before: str | None
+    downloaded: int = 0
+    seconds: float = 0.0
+
+    @property
+    def changed(self) -> bool:
+        return self.action != "same"
+
+
+def plan(layout: Layout, name: str, text: str, platform: str) -> Outcome:
+    """What `ensure` would do; reads a few small files, so that an unchanged environment costs milliseconds.
+
+    Raises GroundcrewError: the lock is broken or has nothing for the platform.
+    """
+    packages = parse(name, text).platform(platform)
+    current = layout.current(name)
+    builds = [b for b in _builds(layout, name, packages.digest) if layout.is_complete(b)]
+    if current in builds:
+        return Outcome(name, "same", str(current), current)
+    if builds:
+        return Outcome(name, "switched", builds[-1], current)
+    return Outcome(name, "built", f"{name}-{packages.digest}", current)
+
+
+def ensure(
+    layout: Layout, name: str, text: str, settings: Settings, heal: bool = False
+) -> Outcome:
+    """Make the environment be what its lock says. With ``heal`` it is built anew from a verified cache in any case.
+
+    Raises GroundcrewError: with the reason; the environment that was in use stays in use.
+    """
+    started = time.monotonic()
+    with layout.exclusive():
+        wanted = plan(layout, name, text, settings.platform)
+        if wanted.action == "same" and not heal:
+            _write_lock(layout, name, text)
+            return wanted
+        packages = parse(name, text).platform(settings.platform)
+        downloaded = 0
+        damaged = wanted.build if heal and wanted.action == "same" else None
+        build = wanted.build
+        if heal or wanted.action == "built":
+            build = _free_name(layout, name, packages.digest)
+            with _kept_on_failure(layout, name, build):
+                downloaded = _build(layout, name, build, packages, settings, verify=heal)
+        _switch(layout, name, build, damaged)
+        _write_lock(layout, name, text)
+    action = "healed" if heal else wanted.action
+    return Outcome(
+        name, action, build, wanted.before, downloaded, round(time.monotonic() - started, 2)
+    )
+
+
+def rollback(layout: Layout, name: str) -> Outcome:
+    """Go back to the build that was in use before. A second rollback comes forward again.
+
+    Raises GroundcrewError: there is none to go back to.
+    """
+    with layout.exclusive():
+        current, previous = layout.current(name), layout.previous(name)
+        if current is None:
+            raise GroundcrewError(
+                f"There is no environment '{name}' here, only {', '.join(layout.names()) or 'none'}."
+            )
+        if previous is None or previous == current:
+            raise GroundcrewError(
+                f"Environment '{name}' has no build before {current} on this host, so there is nothing to go back to."
+                f" Restore files/conda/{name}.lock from git and deploy: it is built from that."
+            )
+        _switch(layout, name, previous)
+    return Outcome(name, "switched", previous, current)
+
+
+def remove(layout: Layout, name: str) -> Outcome:
+    """Take an environment away that is not declared any more; what still runs in it keeps its build until `prune`."""
+    with layout.exclusive():
+        current = layout.current(name)
+        for path in (layout.link(name), layout.state_path(name), layout.lock_path(name)):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    return Outcome(name, "removed", "", current)
+
+
+def prune(layout: Layout) -> list[str]:
+    """Remove builds that are neither in use, nor linked, nor kept for a rollback, and the cached files that no build needs.
+
+    Returns the builds that were removed.
+    """
+    removed = []
+    with layout.exclusive():
+        names = layout.names()
+        kept = {b for name in names for b in (layout.current(name), layout.previous(name)) if b}
+        everything = [e.name for e in _directories(layout.environments)]
+        for build in everything:
+            if build not in kept and not layout.in_use(build):
+                with contextlib.suppress(FileNotFoundError):
+                    layout.record_path(build).unlink()
+                files.remove_tree(layout.build(build))
+                removed.append(build)
+        left = [b for b in everything if b not in removed]
+        records = [r for r in (read_json(layout.record_path(b)) for b in left) if r is not None]
+        archives = {p["sha256"] for r in records for p in r["packages"].values() if "sha256" in p}
+        extracted = {
+            Path(p["extracted"]).name
+            for r in records
+            for p in r["packages"].values()
+            if "extracted" in p
+        }
+        for entry in _directories(layout.archives):
+            if entry.name not in archives:
+                files.remove_tree(entry)
+        for entry in _directories(layout.packages):
+            if entry.name not in extracted:
+                files.remove_tree(entry)
+                with contextlib.suppress(FileNotFoundError):
+                    entry.with_name(entry.name + ".lock").unlink()
+    return removed
+
+
+def _builds(layout: Layout, name: str, digest: str) -> list[str]:
+    """The builds of one lock, oldest first: `<env>-<digest>`, then -2, -3 and so on."""
+    pattern = re.compile(re.escape(f"{name}-{digest}") + r"(?:-(\d+))?\Z")
+    found = [(m, e.name) for e in _directories(layout.environments) if (m := pattern.match(e.name))]
+    return [build for match, build in sorted(found, key=lambda item: int(item[0].group(1) or 1))]
+
+
+def _free_name(layout: Layout, name: str, digest: str) -> str:
+    """A name for a new build. What an interrupted run left half-built goes first."""
+    number = 1
+    for build in _builds(layout, name, digest):
+        if not layout.is_complete(build) and not layout.in_use(build):
+            files.remove_tree(layout.build(build))
+        else:
+            number = int(build[len(f"{name}-{digest}") + 1 :] or 1) + 1
+    return f"{name}-{digest}" + (f"-{number}" if number > 1 else "")
+
+
+@contextlib.contextmanager
+def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
+    """A build that fails leaves nothing behind, and the message says what is still in use."""
+    try:
+        yield
+    except BaseException as error:
+        files.remove_tree(layout.build(build))
+        stays = layout.current(name)
+        stays = f"'{name}' stays at {stays}." if stays else f"There is no '{name}' on this host yet."
+        if "No space left" in str(error) or "os error 28" in str(error):
+            free = shutil.disk_usage(layout.root).free // 1_000_000
+            raise GroundcrewError(
+                f"No space is left for building '{name}' in {layout.root} ({free} MB are free after removing what was half-built)."
+                f" Make room, or remove old builds: groundcrew-conda prune. Then run it again. {stays}"
+            ) from error
+        if isinstance(error, GroundcrewError):
+            raise GroundcrewError(f"{error} {stays}") from None
+        if isinstance(error, Exception):
+            raise GroundcrewError(f"Building '{name}' failed: {error}. {stays}") from error
+        raise
+
+
+def _build(
+    layout: Layout,
+    name: str,
+    build: str,
+    packages: PlatformLock,
+    settings: Settings,
+    verify: bool,
+) -> int:
+    """Returns the number of files that were downloaded."""
+    rattler = tools.rattler(layout)
+    from rattler.config import Config
+    from rattler.package_cache import PackageCache, ValidationMode
+
+    for path in (layout.environments, layout.archives, layout.packages):
+        path.mkdir(parents=True, exist_ok=True)
+    prefix = layout.build(build)
+    downloaded = downloads.fetch(packages.conda, layout.archives, settings.channels)
+
+    async def link() -> int:
+        records, again = await _records(rattler, layout, packages, settings)
+        # With the origin in its key, a file of the same name from another channel is another entry.
+        cache = PackageCache.new_layered(
+            [layout.packages],
+            cache_origin=True,
+            validation_mode=ValidationMode.full() if verify else ValidationMode.fast(),
+        )
+        await rattler.install(
+            records,
+            prefix,
+            package_cache=cache,
+            show_progress=False,
+            execute_link_scripts=False,
+            config=Config.from_toml(
+                f"allow-symbolic-links = false\nallow-hard-links = {str(settings.hard_links).lower()}\n"
+            ),
+        )
+        return again
+
+    downloaded += asyncio.run(link())
+    _install_pip(layout, prefix, packages, settings)
+    for library in prefix.glob("lib/*/site-packages"):
+        library.parent.joinpath("EXTERNALLY-MANAGED").write_text(
+            EXTERNALLY_MANAGED.format(name=name)
+        )
+    files.protect(prefix)
+    write_json(
+        layout.record_path(build),
+        {
+            "environment": name,
+            "digest": packages.digest,
+            "platform": settings.platform,
+            "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **_contents(prefix, {p.name: p for p in packages.conda}),
+        },
+    )
+    return downloaded
+
+
+async def _records(
+    rattler: Any, layout: Layout, packages: PlatformLock, settings: Settings
+) -> tuple[list[Any], int]:
+    """What rattler needs to know of each package, read from its file, whose hash is checked on the way; a damaged one is fetched anew."""
+    again = 0
+    records = []
+    for package in packages.conda:
+        path = downloads.path_of(layout.archives, package)
+        record = await _record(rattler, path)
+        if record is None or record.sha256.hex() != package.sha256:
+            path.unlink()
+            again += downloads.fetch([package], layout.archives, settings.channels)
+            record = await _record(rattler, path)
+            if record is None:
+                raise GroundcrewError(
+                    f"{package.file_name} has the sha256 of the lock but is no package that can be read."
+                    f" It is broken in channel '{package.channel}' itself. Leave this version out and run `make lock`."
+                )
+        records.append(record)
+    return records, again
+
+
+async def _record(rattler: Any, path: Path) -> Any:
+    try:
+        return await rattler.RepoDataRecord.from_package_archive(path)
+    except Exception:  # rattler's errors have no common ancestor; the caller says what it means
+        return None
+
+
+def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings: Settings) -> None:
+    if not packages.pip:
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+        for package in packages.pip:
+            hashes = " ".join(f"--hash=sha256:{digest}" for digest in package.sha256)
+            requirements.write(f"{package.name}=={package.version} {hashes}\n")
+        requirements.flush()
+        environment = {**os.environ, "UV_CACHE_DIR": str(layout.pip), "UV_NO_PROGRESS": "1"}
+        bundle = "/etc/ssl/certs/ca-certificates.crt"
+        if os.path.exists(bundle):
+            environment.setdefault("SSL_CERT_FILE", bundle)
+        if settings.pip_index:
+            environment["UV_DEFAULT_INDEX"] = settings.pip_index
+        done = subprocess.run(
+            [
+                str(tools.uv(layout)),
+                "pip",
+                "install",
+                "--quiet",
+                f"--python={prefix}/bin/python",
+                "--no-deps",
+                "--require-hashes",
+                # Never linked: an edit in one environment would be in uv's cache, which uv does not verify.
+                "--link-mode=copy",
+                "--requirements",
+                requirements.name,
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        names = ", ".join(f"{p.name}=={p.version}" for p in packages.pip)
+        raise GroundcrewError(f"The pip packages ({names}) could not be installed: {done.stderr.strip()}.")
+
+
+def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]:
+    """Packages and files of a finished build: what the drift scan compares with."""
+    packages: dict[str, dict[str, Any]] = {}
+    known: dict[str, tuple[str, str | None, str | None]] = {}  # path -> package, sha256, portable sha256
+    for path in sorted(prefix.glob("conda-meta/*.json")):
+        meta = json.loads(path.read_text())
+        name = meta["name"]
+        packages[name] = {
+            "kind": "conda",
+            "version": meta["version"],
+            "build": meta["build"],
+            "sha256": conda[name].sha256,
+            "extracted": meta["extracted_package_dir"],
+        }
+        for entry in meta["paths_data"]["paths"]:
+            original, here = entry.get("sha256"), entry.get("sha256_in_prefix")
+            if entry.get("path_type") == "unix_python_entry_point":
+                original = None  # it has the prefix in its first line
+            known[entry["_path"]] = (name, here or original, original if here else None)
+    for path in sorted(prefix.glob("lib/*/site-packages/*.dist-info/RECORD")):
+        relative = path.relative_to(prefix).as_posix()
+        if relative in known:
+            continue
+        name, version = files.distribution(path.parent)
+        packages[name] = {"kind": "pip", "version": version}
+        for row in csv.reader(path.read_text().splitlines()):
+            inside = os.path.normpath(path.parent.parent / row[0])
+            if inside.startswith(f"{prefix}/"):
+                known[os.path.relpath(inside, prefix)] = (name, None, None)
+    listed: dict[str, list[Any]] = {}
+    for entry in files.walk(prefix):
+        package, sha256, portable = known.get(entry.path, ("", None, None))
+        if package == "" and entry.is_bytecode:
+            continue
+        if entry.link is not None:
+            listed[entry.path] = ["link", entry.link, 0, package, None]
+            continue
+        if sha256 is None or (portable is None and entry.path.startswith("bin/")):
+            sha256, portable = files.hashes(prefix, entry)
+        listed[entry.path] = ["file", sha256, entry.size, package, portable]
+    return {"packages": packages, "files": listed}
+
+
+def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -> None:
+    """Point the environment's link at another build, in one step. A damaged build is no place to go back to."""
+    current, previous = layout.current(name), layout.previous(name)
+    if damaged is not None:
+        with contextlib.suppress(FileNotFoundError):
+            layout.record_path(damaged).unlink()
+    if current is not None and current not in (build, damaged):
+        previous = current
+    if previous is not None and previous != build:
+        write_json(layout.state_path(name), {"previous": previous})
+    temporary = layout.environments / f".{name}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    os.symlink(build, temporary)
+    os.replace(temporary, layout.link(name))
+
+
+def _write_lock(layout: Layout, name: str, text: str) -> None:
+    path = layout.lock_path(name)
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _directories(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return [Path(e.path) for e in os.scandir(path) if e.is_dir(follow_symlinks=False)]

@@ -1,0 +1,136 @@
+"""Walking, hashing, protecting and removing the files of an environment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PLACEHOLDER = b"/PREFIX"
+_CHUNK = 1 << 20
+_WORKERS = min(8, (os.cpu_count() or 1) * 2)
+# What differs between two builds of one lock although they are the same: where they are is written into them.
+_NOT_PORTABLE = re.compile(r"conda-meta/|.*\.dist-info/RECORD\Z")
+_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file or symbolic link, by its path inside the environment."""
+
+    path: str
+    size: int
+    modified: float  # seconds since the epoch
+    owner: int  # user id
+    identity: tuple[int, int]  # device and inode: hard links of one file share it
+    links: int
+    link: str | None = None  # where a symbolic link points to
+
+    @property
+    def is_bytecode(self) -> bool:
+        """Whether Python wrote it by itself beside a module."""
+        return "__pycache__/" in self.path and self.path.endswith(".pyc")
+
+
+def walk(prefix: Path) -> Iterator[Entry]:
+    """Every file and symbolic link below a folder; folders themselves do not count."""
+    waiting = [str(prefix)]
+    start = len(str(prefix)) + 1
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                s = entry.stat(follow_symlinks=False)
+                link = os.readlink(entry.path) if stat.S_ISLNK(s.st_mode) else None
+                yield Entry(
+                    entry.path[start:],
+                    s.st_size,
+                    s.st_mtime,
+                    s.st_uid,
+                    (s.st_dev, s.st_ino),
+                    s.st_nlink,
+                    link,
+                )
+
+
+def sha256(path: str) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb", buffering=0) as file:
+        first = file.read(_CHUNK)
+        digest = hashlib.sha256(first)
+        if len(first) == _CHUNK:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_many(paths: list[str]) -> list[str | None]:
+    """Of each path, in order; None where the file vanished or cannot be read. Hashing leaves the interpreter lock, so threads pay."""
+
+    def one(path: str) -> str | None:
+        try:
+            return sha256(path)
+        except OSError:
+            return None
+
+    def some(chunk: list[str]) -> list[str | None]:
+        return [one(path) for path in chunk]
+
+    chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return [digest for part in pool.map(some, chunks) for digest in part]
+
+
+def hashes(prefix: Path, entry: Entry) -> tuple[str, str | None]:
+    """SHA-256 of a small file that was made in place, and what it would be anywhere: with the path of the environment taken out.
+
+    The second is "" for files that say nothing about what is installed, and None when it equals the first.
+    """
+    content = (prefix / entry.path).read_bytes()
+    here = hashlib.sha256(content).hexdigest()
+    if _NOT_PORTABLE.match(entry.path):
+        return here, ""
+    anywhere = hashlib.sha256(content.replace(str(prefix).encode(), PLACEHOLDER)).hexdigest()
+    return here, None if anywhere == here else anywhere
+
+
+def distribution(dist_info: Path) -> tuple[str, str]:
+    """Normalised name and version of an installed Python distribution, from its folder's name."""
+    name, _, version = dist_info.name[: -len(".dist-info")].partition("-")
+    return re.sub(r"[-_.]+", "-", name).lower(), version
+
+
+def protect(prefix: Path) -> None:
+    """Take the write permission from everything, so that an accident by its owner is refused too (root may write all the same)."""
+    for folder, folders, names in os.walk(prefix):
+        for name in names:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) and mode & _WRITE:
+                os.chmod(path, stat.S_IMODE(mode) & ~_WRITE)
+        for name in [".", *folders] if folder == str(prefix) else folders:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISDIR(mode) and mode & _WRITE:
+                os.chmod(path, stat.S_IMODE(mode) & ~_WRITE)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, also one that is protected against writing."""
+    if not path.is_dir() or path.is_symlink():
+        return
+    for folder, folders, _ in os.walk(path):
+        os.chmod(folder, 0o755)
+        for name in folders:
+            inner = os.path.join(folder, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o755)
+    shutil.rmtree(path)
