@@ -1,4 +1,4 @@
-"""Filters over models: and services: data; the logic is in plugins/module_utils/groundcrew."""
+"""Filters over models:, services: and other data; the logic is in plugins/module_utils/groundcrew."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
+from groundcrew import fingerprint  # noqa: E402
+from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
 from groundcrew.service_map import parse_services  # noqa: E402
@@ -67,6 +69,10 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "inventory_faults": faults,
+            "conda_environment_names": _filter(declared.names),
+            "conda_locks": _filter(lock.deployable),
+            "fingerprint_comparison": _filter(fingerprint.compare),
+            "fingerprint_table": _filter(fingerprint.table),
             "groundcrew_models": _filter(expand_models),
             "groundcrew_services": _filter(expand_services),
             "groundcrew_in_fleets": _filter(in_fleets),

@@ -23,6 +23,49 @@ def host_values(names: list[str], hostvars: Any, keys: dict[str, str]) -> list[d
     return rows
 
 
+def registered(names: list[str], hostvars: Any, variable: str, key: str) -> dict[str, Any]:
+    """Host name to one value of what a task registered there; hosts without it are left out."""
+    return {
+        name: hostvars[name][variable][key]
+        for name in names
+        if key in (hostvars[name].get(variable) or {})
+    }
+
+
+def fleets_of(names: list[str], hostvars: Any) -> dict[str, list[str]]:
+    """Fleet to those of the hosts that are in it. People's own machines are no fleet: they may differ in anything but environments."""
+    fleets: dict[str, list[str]] = {}
+    for name in names:
+        for fleet in hostvars[name]["host_fleets"]:
+            if fleet != "workstation":
+                fleets.setdefault(str(fleet), []).append(name)
+    return fleets
+
+
+def drift_checks(names: list[str], hostvars: Any) -> dict[str, Any]:
+    """The drift report of an environment: {"ok", "checks", "hosts": {host: reports}}, after healing where something was healed."""
+    checks, hosts = [], {}
+    for name in names:
+        found = hostvars[name].get("drift_after") or {}
+        found = found if "reports" in found else hostvars[name].get("drift_before") or {}
+        hosts[name] = found.get("reports", [])
+        for report in hosts[name]:
+            detail = [
+                f"{len(report[kind])} {kind}"
+                for kind in ("notes", "packages", "files", "cache")
+                if report[kind]
+            ]
+            what = f"{name}: {report['environment']} ({report['build']})"
+            checks.append(
+                {
+                    "name": f"{name}: {report['environment']}",
+                    "ok": report["ok"],
+                    "detail": f"{what}: {', '.join(detail) or 'as its lock says'}",
+                }
+            )
+    return {"ok": all(check["ok"] for check in checks), "checks": checks, "hosts": hosts}
+
+
 def machine_ids(instances: dict[str, str], machines: dict[str, str]) -> dict[str, str]:
     """Host name to what identifies its present machine: the instance id and, where there is one, the container behind it."""
     return {
@@ -203,6 +246,9 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "host_values": host_values,
+            "registered": registered,
+            "fleets_of": fleets_of,
+            "drift_checks": drift_checks,
             "machine_ids": machine_ids,
             "fleet_servers": fleet_servers,
             "gateway_models": gateway_models,

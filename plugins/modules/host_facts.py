@@ -15,14 +15,17 @@ RETURN = r"""
 ansible_facts:
   description:
     - C(distribution), C(distribution_version) and C(distribution_major_version) as ansible.builtin.setup names them, C(packages)
-      as ansible.builtin.package_facts names it, C(programs) the names of the programs and devices that are there.
+      as ansible.builtin.package_facts names it, C(user_id) and C(user_dir) the name and home of who runs this, C(programs) the
+      names of the programs and devices that are there.
   type: dict
   returned: always
 """
 
 import os
+import pwd
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.groundcrew.system import installed_packages, os_release
 
 PROGRAMS = (
     "/usr/bin/dockerd",
@@ -31,29 +34,8 @@ PROGRAMS = (
     "/dev/nvidiactl",
     "/opt/pytorch",
     "/opt/conda",
+    "/usr/local/bin/groundcrew-conda",
 )
-
-
-def os_release(text):
-    """Key to value of an os-release file."""
-    pairs = (
-        line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#")
-    )
-    return {key: value.strip().strip('"') for key, value in pairs}
-
-
-def installed(text):
-    """Package name to [{version}] of dpkg's status file; removed packages whose configuration stays do not count."""
-    packages = {}
-    for paragraph in text.split("\n\n"):
-        fields = dict(
-            line.split(": ", 1)
-            for line in paragraph.splitlines()
-            if ": " in line and line[0] not in " \t"
-        )
-        if fields.get("Status", "").endswith(" installed"):
-            packages[fields["Package"]] = [{"version": fields.get("Version", "")}]
-    return packages
 
 
 def main():
@@ -62,7 +44,10 @@ def main():
         release = os_release(file.read())
     try:
         with open("/var/lib/dpkg/status", encoding="utf-8", errors="replace") as file:
-            packages = installed(file.read())
+            packages = {
+                name: [{"version": version}]
+                for name, version in installed_packages(file.read()).items()
+            }
     except FileNotFoundError:
         packages = {}  # no Debian: the baseline refuses it by name
     version = release.get("VERSION_ID", "")
@@ -75,6 +60,8 @@ def main():
             "distribution_version": version,
             "distribution_major_version": version.split(".")[0],
             "packages": packages,
+            "user_dir": os.path.expanduser("~"),
+            "user_id": pwd.getpwuid(os.geteuid()).pw_name,
             "programs": sorted(
                 {os.path.basename(path) for path in PROGRAMS if os.path.exists(path)}
             ),

@@ -157,15 +157,12 @@ def test_edit_of_a_linked_file_reaches_both_and_both_heal(host: Host) -> None:
     for name in ("a", "b"):
         healed = host.ensure(name, ONE, heal=True)
         assert healed.action == "healed" and healed.build.endswith("-2")
-    expected = environments.ensure(
-        Layout(fresh), "a", host.lock("a", ONE), host.settings
-    )
+    expected = environments.ensure(Layout(fresh), "a", host.lock("a", ONE), host.settings)
     for name in ("a", "b"):
         report = drift.scan(host.layout, name)
         assert report["ok"], report
     assert (
-        drift.scan(host.layout, "a")["fingerprint"]
-        == drift.scan(Layout(fresh), "a")["fingerprint"]
+        drift.scan(host.layout, "a")["fingerprint"] == drift.scan(Layout(fresh), "a")["fingerprint"]
     )
     assert expected.build in environments.prune(host.layout)
 

@@ -82,7 +82,9 @@ def _heal(layout: Layout, options: Any) -> int:
     (name,) = options.names
     lock = layout.lock_path(name)
     if not lock.exists():
-        raise GroundcrewError(f"There is no lock of '{name}' here, only: {', '.join(layout.names())}.")
+        raise GroundcrewError(
+            f"There is no lock of '{name}' here, only: {', '.join(layout.names())}."
+        )
     done = environments.ensure(layout, name, lock.read_text(), settings(layout), heal=True)
     print(f"{name}: {done.before} -> {done.build}, {done.seconds} s")
     environments.prune(layout)
@@ -91,7 +93,9 @@ def _heal(layout: Layout, options: Any) -> int:
 
 def _rollback(layout: Layout, options: Any) -> int:
     done = environments.rollback(layout, options.names[0])
-    print(f"{done.name}: {done.before} -> {done.build}. The next deploy goes to its lock's build again.")
+    print(
+        f"{done.name}: {done.before} -> {done.build}. The next deploy goes to its lock's build again."
+    )
     return 0
 
 

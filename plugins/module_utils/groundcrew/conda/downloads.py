@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import GroundcrewError
+from .addresses import VARIABLE, address, without_secrets
 from .lock import CondaPackage
 
 PARALLEL = 8
@@ -23,17 +24,12 @@ _CHUNK = 1 << 20
 _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-def address(package: CondaPackage, channels: Mapping[str, str]) -> str:
+def url_of(package: CondaPackage, channels: Mapping[str, str]) -> str:
     """Where a package file is: the channel's address, the subdir and the file name.
 
     Raises GroundcrewError: no address is known for the channel.
     """
-    if package.channel not in channels:
-        raise GroundcrewError(
-            f"No address is known for channel '{package.channel}', only for {', '.join(sorted(channels)) or 'none'}."
-            " Add it to conda_channels in inventories/shared/group_vars/all/conda.yml (a mirror or file:// will do)."
-        )
-    return f"{channels[package.channel].rstrip('/')}/{package.subdir}/{package.file_name}"
+    return f"{address(package.channel, channels)}/{package.subdir}/{package.file_name}"
 
 
 def path_of(archives: Path, package: CondaPackage) -> Path:
@@ -50,9 +46,9 @@ def fetch(packages: Sequence[CondaPackage], archives: Path, channels: Mapping[st
     Raises GroundcrewError: naming the file, its address, and what to do.
     """
     missing = [p for p in packages if not path_of(archives, p).exists()]
-    addresses = {package: address(package, channels) for package in missing}
+    urls = {package: url_of(package, channels) for package in missing}
     with ThreadPoolExecutor(PARALLEL) as pool:
-        pending = [pool.submit(_one, p, addresses[p], archives) for p in missing]
+        pending = [pool.submit(_one, p, urls[p], archives) for p in missing]
         try:
             for done in pending:
                 done.result()
@@ -73,7 +69,7 @@ def _one(package: CondaPackage, url: str, archives: Path) -> None:
         if got != package.sha256:
             raise GroundcrewError(
                 f"{package.file_name} from channel '{package.channel}' is not the file in the lock: its sha256 is {got},"
-                f" the lock has {package.sha256}. It was damaged on the way, or replaced in the channel ({url})."
+                f" the lock has {package.sha256}. It was damaged on the way, or replaced in the channel ({without_secrets(url)})."
                 " Nothing of it was used. Try again; if it stays, ask the channel's owner, then run `make lock` and review."
             )
         os.replace(part, final)
@@ -89,13 +85,14 @@ def _one(package: CondaPackage, url: str, archives: Path) -> None:
 
 
 def _with_retries(url: str, part: Path, package: CondaPackage) -> str:
+    shown = without_secrets(url)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _download(url, part)
         except urllib.error.HTTPError as error:
             if error.code not in _WORTH_RETRYING:
                 raise GroundcrewError(
-                    f"Channel '{package.channel}' has no {package.subdir}/{package.file_name}: {url} answered {error.code}."
+                    f"Channel '{package.channel}' has no {package.subdir}/{package.file_name}: {shown} answered {error.code}."
                     " It was taken back, or a mirror lacks it. Mend the mirror, or run `make lock` for what there is today."
                 ) from None
             reason = f"it answered {error.code}"
@@ -103,8 +100,8 @@ def _with_retries(url: str, part: Path, package: CondaPackage) -> str:
             cause = getattr(error, "reason", error)
             if isinstance(cause, FileNotFoundError):
                 raise GroundcrewError(
-                    f"Channel '{package.channel}' has no {package.subdir}/{package.file_name}: {url} does not exist."
-                    " Check conda_channels, or run `make lock` for what there is today."
+                    f"Channel '{package.channel}' has no {package.subdir}/{package.file_name}: {shown} does not exist."
+                    f" Check {VARIABLE}, or run `make lock` for what there is today."
                 ) from None
             if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
                 raise cause from None
@@ -112,8 +109,8 @@ def _with_retries(url: str, part: Path, package: CondaPackage) -> str:
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     raise GroundcrewError(
-        f"Channel '{package.channel}' does not answer at {url} ({reason}; {ATTEMPTS} tries). Check the network, or name a mirror"
-        " in conda_channels in inventories/shared/group_vars/all/conda.yml."
+        f"Channel '{package.channel}' does not answer at {shown} ({reason}; {ATTEMPTS} tries). Check the network, or name a mirror"
+        f" in {VARIABLE}."
     )
 
 

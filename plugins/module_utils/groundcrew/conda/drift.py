@@ -196,9 +196,7 @@ def _packages(
         found = (m for p in paths if (m := _CONDA_META.match(p)))
         return {m.group(1): (f"{m.group(2)} {m.group(3)}", "conda") for m in found}
 
-    compare(
-        "conda", {n: v for n, (v, _) in conda(record["files"]).items()}, conda(entries)
-    )
+    compare("conda", {n: v for n, (v, _) in conda(record["files"]).items()}, conda(entries))
     return [changes[name] for name in sorted(changes)]
 
 

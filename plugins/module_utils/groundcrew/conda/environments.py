@@ -78,9 +78,7 @@ def plan(layout: Layout, name: str, text: str, platform: str) -> Outcome:
     return Outcome(name, "built", f"{name}-{packages.digest}", current)
 
 
-def ensure(
-    layout: Layout, name: str, text: str, settings: Settings, heal: bool = False
-) -> Outcome:
+def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool = False) -> Outcome:
     """Make the environment be what its lock says. With ``heal`` it is built anew from a verified cache in any case.
 
     Raises GroundcrewError: with the reason; the environment that was in use stays in use.
@@ -199,7 +197,9 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
     except BaseException as error:
         files.remove_tree(layout.build(build))
         stays = layout.current(name)
-        stays = f"'{name}' stays at {stays}." if stays else f"There is no '{name}' on this host yet."
+        stays = (
+            f"'{name}' stays at {stays}." if stays else f"There is no '{name}' on this host yet."
+        )
         if "No space left" in str(error) or "os error 28" in str(error):
             free = shutil.disk_usage(layout.root).free // 1_000_000
             raise GroundcrewError(
@@ -335,13 +335,17 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
         )
     if done.returncode != 0:
         names = ", ".join(f"{p.name}=={p.version}" for p in packages.pip)
-        raise GroundcrewError(f"The pip packages ({names}) could not be installed: {done.stderr.strip()}.")
+        raise GroundcrewError(
+            f"The pip packages ({names}) could not be installed: {done.stderr.strip()}."
+        )
 
 
 def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]:
     """Packages and files of a finished build: what the drift scan compares with."""
     packages: dict[str, dict[str, Any]] = {}
-    known: dict[str, tuple[str, str | None, str | None]] = {}  # path -> package, sha256, portable sha256
+    known: dict[
+        str, tuple[str, str | None, str | None]
+    ] = {}  # path -> package, sha256, portable sha256
     for path in sorted(prefix.glob("conda-meta/*.json")):
         meta = json.loads(path.read_text())
         name = meta["name"]

@@ -18,9 +18,11 @@ Lines that start with ``#`` are comments. A ``pip`` line lists every file of the
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import GroundcrewError
 
@@ -234,6 +236,32 @@ def _pip(words: list[str]) -> PipPackage:
     return PipPackage(
         release.group(1), release.group(2), tuple(sorted(h.group(1) for h in hashes if h))
     )
+
+
+def deployable(names: Iterable[str], directory: str) -> list[dict[str, str]]:
+    """The locks of environments that are to be deployed: [{"name", "lock"}].
+
+    Raises GroundcrewError: a spec or a lock is missing or broken, or the spec was edited after its lock was made; each is named.
+    """
+    found, wrong = [], []
+    for name in names:
+        spec = Path(os.path.relpath(directory)) / f"{check_name(name)}.yml"
+        path = spec.with_suffix(".lock")
+        if not spec.exists():
+            specs = ", ".join(sorted(p.stem for p in spec.parent.glob("*.yml"))) or "none"
+            wrong.append(f"Conda environment '{name}' has no {spec}. There are: {specs}.")
+        elif not path.exists():
+            wrong.append(f"{path} is missing. Make it with: make lock conda={name}")
+        else:
+            text = path.read_text()
+            if parse(name, text, str(path)).spec_sha256 != spec_digest(spec.read_bytes()):
+                wrong.append(
+                    f"{spec} was edited after its lock was made. Run: make lock conda={name}"
+                )
+            found.append({"name": name, "lock": text})
+    if wrong:
+        raise GroundcrewError(" ".join(wrong))
+    return found
 
 
 def difference(old: Lock | None, new: Lock) -> list[str]:
