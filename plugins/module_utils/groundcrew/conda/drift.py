@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pwd
@@ -29,6 +30,13 @@ def scan(layout: Layout, name: str) -> dict[str, Any]:
     """
     started = time.monotonic()
     build = layout.current(name)
+    with layout.using(build) if build is not None else contextlib.nullcontext():
+        report = _scan(layout, name, build)
+    report["seconds"] = round(time.monotonic() - started, 2)
+    return report
+
+
+def _scan(layout: Layout, name: str, build: str | None) -> dict[str, Any]:
     notes: list[str] = []
     report: dict[str, Any] = {
         "environment": name,
@@ -96,7 +104,6 @@ def scan(layout: Layout, name: str) -> dict[str, Any]:
     report["fingerprint"] = fingerprint.hexdigest()
     report["scanned"] = len(entries)
     report["ok"] = not (report["files"] or report["packages"] or report["cache"] or notes)
-    report["seconds"] = round(time.monotonic() - started, 2)
     return report
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..errors import GroundcrewError
 from . import downloads, files, tools
-from .layout import Layout, machine_platform, read_json, write_json
+from .layout import Layout, environment_of, machine_platform, read_json, write_json, write_text
 from .lock import CondaPackage, PlatformLock, parse
 
 EXTERNALLY_MANAGED = """\
@@ -86,6 +86,7 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
     started = time.monotonic()
     with layout.exclusive():
         wanted = plan(layout, name, text, settings.platform)
+        _refuse_what_is_in_the_way(layout, name)
         if wanted.action == "same" and not heal:
             _write_lock(layout, name, text)
             return wanted
@@ -97,8 +98,15 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
             build = _free_name(layout, name, packages.digest)
             with _kept_on_failure(layout, name, build):
                 downloaded = _build(layout, name, build, packages, settings, verify=heal)
-        _switch(layout, name, build, damaged)
-        _write_lock(layout, name, text)
+        try:
+            # The lock first: when the switch does not come, drift and heal go for the new one.
+            _write_lock(layout, name, text)
+            _switch(layout, name, build, damaged)
+        except OSError as error:
+            raise GroundcrewError(
+                f"{build} is built, but '{name}' could not be switched to it: {error}. Mend that, then run it again."
+                f" {_stays(layout, name)}"
+            ) from error
     action = "healed" if heal else wanted.action
     return Outcome(
         name, action, build, wanted.before, downloaded, round(time.monotonic() - started, 2)
@@ -146,11 +154,16 @@ def prune(layout: Layout) -> list[str]:
         kept = {b for name in names for b in (layout.current(name), layout.previous(name)) if b}
         everything = [e.name for e in _directories(layout.environments)]
         for build in everything:
-            if build not in kept and not layout.in_use(build):
-                with contextlib.suppress(FileNotFoundError):
-                    layout.record_path(build).unlink()
-                files.remove_tree(layout.build(build))
-                removed.append(build)
+            # A folder with another name is not ours: `conda create` may put a person's own environment here.
+            if build in kept or environment_of(build) is None:
+                continue
+            with layout.alone(build) as alone:
+                if alone:
+                    with contextlib.suppress(FileNotFoundError):
+                        layout.record_path(build).unlink()
+                    files.remove_tree(layout.build(build))
+                    removed.append(build)
+        _remove_temporaries(layout)
         left = [b for b in everything if b not in removed]
         records = [r for r in (read_json(layout.record_path(b)) for b in left) if r is not None]
         archives = {p["sha256"] for r in records for p in r["packages"].values() if "sha256" in p}
@@ -171,6 +184,25 @@ def prune(layout: Layout) -> list[str]:
     return removed
 
 
+def _remove_temporaries(layout: Layout) -> None:
+    """What programs that were killed left beside the files they were about to replace."""
+    for path in layout.environments.glob(".*.*"):
+        if path.is_symlink() and environment_of(os.readlink(path)):
+            path.unlink()
+    for folder in ("records", "states", "locks"):
+        for path in (layout.root / folder).glob(".*.*"):
+            path.unlink()
+
+
+def _refuse_what_is_in_the_way(layout: Layout, name: str) -> None:
+    link = layout.link(name)
+    if os.path.lexists(link) and not link.is_symlink():
+        raise GroundcrewError(
+            f"{link} is not a link of ours; `conda create -n {name}` makes such a folder. Move it away, or give the environment"
+            " another name, then run it again."
+        )
+
+
 def _builds(layout: Layout, name: str, digest: str) -> list[str]:
     """The builds of one lock, oldest first: `<env>-<digest>`, then -2, -3 and so on."""
     pattern = re.compile(re.escape(f"{name}-{digest}") + r"(?:-(\d+))?\Z")
@@ -182,7 +214,9 @@ def _free_name(layout: Layout, name: str, digest: str) -> str:
     """A name for a new build. What an interrupted run left half-built goes first."""
     number = 1
     for build in _builds(layout, name, digest):
-        if not layout.is_complete(build) and not layout.in_use(build):
+        unfinished = not layout.is_complete(build) and not layout.in_use(build)
+        # The one that is linked may have lost its record: it serves until the new one is there.
+        if unfinished and build != layout.current(name):
             files.remove_tree(layout.build(build))
         else:
             number = int(build[len(f"{name}-{digest}") + 1 :] or 1) + 1
@@ -196,10 +230,7 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
         yield
     except BaseException as error:
         files.remove_tree(layout.build(build))
-        stays = layout.current(name)
-        stays = (
-            f"'{name}' stays at {stays}." if stays else f"There is no '{name}' on this host yet."
-        )
+        stays = _stays(layout, name)
         if "No space left" in str(error) or "os error 28" in str(error):
             free = shutil.disk_usage(layout.root).free // 1_000_000
             raise GroundcrewError(
@@ -211,6 +242,11 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
         if isinstance(error, Exception):
             raise GroundcrewError(f"Building '{name}' failed: {error}. {stays}") from error
         raise
+
+
+def _stays(layout: Layout, name: str) -> str:
+    current = layout.current(name)
+    return f"'{name}' stays at {current}." if current else f"There is no '{name}' on this host yet."
 
 
 def _build(
@@ -388,10 +424,7 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
 def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -> None:
     """Point the environment's link at another build, in one step. A damaged build is no place to go back to."""
     current, previous = layout.current(name), layout.previous(name)
-    if damaged is not None:
-        with contextlib.suppress(FileNotFoundError):
-            layout.record_path(damaged).unlink()
-    if current is not None and current not in (build, damaged):
+    if current not in (None, build, damaged) and layout.is_complete(str(current)):
         previous = current
     if previous is not None and previous != build:
         write_json(layout.state_path(name), {"previous": previous})
@@ -400,16 +433,17 @@ def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -
         temporary.unlink()
     os.symlink(build, temporary)
     os.replace(temporary, layout.link(name))
+    # Only now: the link never names a build without a record.
+    if damaged is not None:
+        with contextlib.suppress(FileNotFoundError):
+            layout.record_path(damaged).unlink()
 
 
 def _write_lock(layout: Layout, name: str, text: str) -> None:
     path = layout.lock_path(name)
     if path.exists() and path.read_text() == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def _directories(path: Path) -> list[Path]:

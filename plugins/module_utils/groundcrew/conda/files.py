@@ -17,7 +17,9 @@ _CHUNK = 1 << 20
 _WORKERS = min(8, (os.cpu_count() or 1) * 2)
 # What differs between two builds of one lock although they are the same: where they are is written into them.
 _NOT_PORTABLE = re.compile(r"conda-meta/|.*\.dist-info/RECORD\Z")
+_READ = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 _WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_ENTER = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,21 @@ def distribution(dist_info: Path) -> tuple[str, str]:
 
 
 def protect(prefix: Path) -> None:
-    """Take the write permission from everything, so that an accident by its owner is refused too (root may write all the same)."""
-    for folder, folders, names in os.walk(prefix):
+    """Take the write permission from everything, so that an accident by its owner is refused too (root may write all the same).
+
+    Everybody may read: rattler writes its records in conda-meta for their owner alone, and everybody's `conda list` needs them.
+    """
+    for folder, _, names in os.walk(prefix):
         for name in names:
             path = os.path.join(folder, name)
             mode = os.lstat(path).st_mode
-            if stat.S_ISREG(mode) and mode & _WRITE:
-                os.chmod(path, stat.S_IMODE(mode) & ~_WRITE)
-        for name in [".", *folders] if folder == str(prefix) else folders:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISDIR(mode) and mode & _WRITE:
-                os.chmod(path, stat.S_IMODE(mode) & ~_WRITE)
+            wanted = mode & ~_WRITE | _READ
+            if stat.S_ISREG(mode) and mode != wanted:
+                os.chmod(path, stat.S_IMODE(wanted))
+        mode = os.lstat(folder).st_mode
+        wanted = mode & ~_WRITE | _READ | _ENTER
+        if mode != wanted:
+            os.chmod(folder, stat.S_IMODE(wanted))
 
 
 def remove_tree(path: Path) -> None:
