@@ -176,6 +176,9 @@ def prune(layout: Layout) -> list[str]:
         for entry in _directories(layout.archives):
             if entry.name not in archives:
                 files.remove_tree(entry)
+            else:
+                for dead in entry.glob(".*.part"):
+                    dead.unlink()
         for entry in _directories(layout.packages):
             if entry.name not in extracted:
                 files.remove_tree(entry)
