@@ -159,8 +159,8 @@ def _read(path: Path) -> str:
 
 def _conda(layout: Layout) -> dict[str, str]:
     found = {}
-    for name in layout.names():
-        report = drift.scan(layout, name)
+    names = layout.names()
+    for name, report in zip(names, drift.scan_all(layout, names)):
         found[f"conda/{name}"] = f"{report['digest']} {str(report['fingerprint'])[:16]}"
         build = layout.current(name)
         if build is None or not layout.is_complete(build):
