@@ -284,8 +284,10 @@ def _build(
             package_cache=cache,
             show_progress=False,
             execute_link_scripts=False,
+            # Symbolic links are those that a package itself has. Without leave to make them rattler copies what they point to, and
+            # fails where that is a folder.
             config=Config.from_toml(
-                f"allow-symbolic-links = false\nallow-hard-links = {str(settings.hard_links).lower()}\n"
+                f"allow-symbolic-links = true\nallow-hard-links = {str(settings.hard_links).lower()}\n"
             ),
         )
         return again
