@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import GroundcrewError
 from . import downloads, files, tools
+from .addresses import without_secrets
 from .layout import Layout, environment_of, machine_platform, read_json, write_json, write_text
 from .lock import CondaPackage, PlatformLock, parse
 
@@ -369,6 +370,8 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
                 "--requirements",
                 requirements.name,
             ],
+            # Not where the run was started: a project's own uv settings may lie there.
+            cwd=layout.root,
             env=environment,
             capture_output=True,
             text=True,
@@ -377,7 +380,7 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
     if done.returncode != 0:
         names = ", ".join(f"{p.name}=={p.version}" for p in packages.pip)
         raise GroundcrewError(
-            f"The pip packages ({names}) could not be installed: {done.stderr.strip()}."
+            f"The pip packages ({names}) could not be installed: {without_secrets(done.stderr.strip())}."
         )
 
 
@@ -408,7 +411,7 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
             continue
         name, version = files.distribution(path.parent)
         packages[name] = {"kind": "pip", "version": version}
-        for row in csv.reader(path.read_text().splitlines()):
+        for row in filter(None, csv.reader(path.read_text().splitlines())):
             inside = os.path.normpath(path.parent.parent / row[0])
             if inside.startswith(f"{prefix}/"):
                 known[os.path.relpath(inside, prefix)] = (name, None, None)
