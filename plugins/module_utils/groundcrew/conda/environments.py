@@ -80,7 +80,7 @@ def plan(layout: Layout, name: str, text: str, platform: str) -> Outcome:
 
 
 def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool = False) -> Outcome:
-    """Make the environment be what its lock says. With ``heal`` it is built anew from a verified cache in any case.
+    """Make the environment be what its lock says. With ``heal`` it is built anew in any case.
 
     Raises GroundcrewError: with the reason; the environment that was in use stays in use.
     """
@@ -98,7 +98,9 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
         if heal or wanted.action == "built":
             build = _free_name(layout, name, packages.digest)
             with _kept_on_failure(layout, name, build):
-                downloaded = _build(layout, name, build, packages, settings, verify=heal)
+                if heal:
+                    _forget_unverifiable(layout)
+                downloaded = _build(layout, name, build, packages, settings)
         try:
             # The lock first: when the switch does not come, drift and heal go for the new one.
             _write_lock(layout, name, text)
@@ -259,7 +261,6 @@ def _build(
     build: str,
     packages: PlatformLock,
     settings: Settings,
-    verify: bool,
 ) -> int:
     """Returns the number of files that were downloaded."""
     rattler = tools.rattler(layout)
@@ -273,11 +274,12 @@ def _build(
 
     async def link() -> int:
         records, again = await _records(rattler, layout, packages, settings)
-        # With the origin in its key, a file of the same name from another channel is another entry.
+        # With the origin in its key, a file of the same name from another channel is another entry. Every file of an entry is compared
+        # with its hash each time: where environments share files, one that was edited must not get into the next.
         cache = PackageCache.new_layered(
             [layout.packages],
             cache_origin=True,
-            validation_mode=ValidationMode.full() if verify else ValidationMode.fast(),
+            validation_mode=ValidationMode.full(),
         )
         await rattler.install(
             records,
@@ -319,9 +321,9 @@ async def _records(
     """What rattler needs to know of each package, read from its file, whose hash is checked on the way; a damaged one is fetched anew."""
     again = 0
     records = []
-    for package in packages.conda:
-        path = downloads.path_of(layout.archives, package)
-        record = await _record(rattler, path)
+    paths = [downloads.path_of(layout.archives, package) for package in packages.conda]
+    read = await asyncio.gather(*(_record(rattler, path) for path in paths))
+    for package, path, record in zip(packages.conda, paths, read):
         if record is None or record.sha256.hex() != package.sha256:
             path.unlink()
             again += downloads.fetch([package], layout.archives, settings.channels)
@@ -340,6 +342,18 @@ async def _record(rattler: Any, path: Path) -> Any:
         return await rattler.RepoDataRecord.from_package_archive(path)
     except Exception:  # rattler's errors have no common ancestor; the caller says what it means
         return None
+
+
+def _forget_unverifiable(layout: Layout) -> None:
+    """Extracted packages that say no hash for some file (old ones) cannot be compared with anything: they are extracted anew."""
+    for folder in _directories(layout.packages):
+        try:
+            paths = json.loads((folder / "info/paths.json").read_text())["paths"]
+            verifiable = all("sha256" in p for p in paths if p["path_type"] == "hardlink")
+        except (OSError, ValueError, KeyError, TypeError):
+            verifiable = False
+        if not verifiable:
+            files.remove_tree(folder)
 
 
 def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings: Settings) -> None:

@@ -126,17 +126,22 @@ def protect(prefix: Path) -> None:
 
     Everybody may read: rattler writes its records in conda-meta for their owner alone, and everybody's `conda list` needs them.
     """
-    for folder, _, names in os.walk(prefix):
-        for name in names:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            wanted = mode & ~_WRITE | _READ
-            if stat.S_ISREG(mode) and mode != wanted:
-                os.chmod(path, stat.S_IMODE(wanted))
-        mode = os.lstat(folder).st_mode
-        wanted = mode & ~_WRITE | _READ | _ENTER
-        if mode != wanted:
-            os.chmod(folder, stat.S_IMODE(wanted))
+    waiting = [str(prefix)]
+    while waiting:
+        folder = waiting.pop()
+        _protect_one(folder, os.lstat(folder).st_mode, _READ | _ENTER)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    _protect_one(entry.path, entry.stat(follow_symlinks=False).st_mode, _READ)
+
+
+def _protect_one(path: str, mode: int, allowed: int) -> None:
+    wanted = mode & ~_WRITE | allowed
+    if mode != wanted:
+        os.chmod(path, stat.S_IMODE(wanted))
 
 
 def remove_tree(path: Path) -> None:
