@@ -144,20 +144,21 @@ class Bench:
     def prepare(self) -> int:
         """Warm caches, and enough files to scan; returns their number.
 
-        One environment of every package of the channel, linked into the cache, so that the cache is compared too; then copies of
-        it (no shared inodes) until there are enough files. All of them are files of real wheels.
+        Two environments of every package of the channel: one linked into the cache, so that the cache is compared too, and one of
+        copies (no shared inodes); then smaller ones of copies until there are enough. All of them are files of real wheels.
         """
         self.ensure(self.root, "one", "built")
         self.uv_warm()
         layout = Layout(self.folder / "scanned")
-        text = locked(self.folder, "everything", PACKAGES + MORE).read_text()
-        channels = {"local": CHANNEL.as_uri()}
-        scanned, copies = 0, 0
+        everything = locked(self.folder, "everything", PACKAGES + MORE).read_text()
+        little = locked(self.folder, "little", ("boto3", "pip")).read_text()
+        scanned, count = 0, 0
         while scanned < SCANNED:
-            settings = environments.Settings(channels, hard_links=copies == 0)
-            done = environments.ensure(layout, f"everything{copies}", text, settings)
+            settings = environments.Settings({"local": CHANNEL.as_uri()}, hard_links=count == 0)
+            text = everything if count < 2 else little
+            done = environments.ensure(layout, f"scanned{count}", text, settings)
             scanned += sum(1 for _ in files.walk(layout.build(done.build)))
-            copies += 1
+            count += 1
         reports = drift.scan_all(layout, layout.names())
         assert all(report["ok"] for report in reports)
         return sum(report["scanned"] for report in reports)
@@ -192,20 +193,33 @@ def main() -> None:
             "uv, warm cache": bench.uv_warm,
         }
         seconds: dict[str, list[float]] = {name: [] for name in measured}
+        processor: dict[str, list[float]] = {name: [] for name in measured}
         for number in range(repetitions):
             for name, work in measured.items():
-                start = time.monotonic()
+                start, used = time.monotonic(), processor_seconds()
                 made = work()
                 seconds[name].append(round(time.monotonic() - start, 3))
+                processor[name].append(round(processor_seconds() - used, 3))
                 bench.tidy(made)
                 print(f"{number + 1}/{repetitions}  {name}: {seconds[name][-1]:.2f} s", flush=True)
     finally:
         files.remove_tree(folder)
         shutil.rmtree(folder, ignore_errors=True)
-    report(seconds, scanned, bench.requirements)
+    report(seconds, processor, scanned, bench.requirements)
 
 
-def report(seconds: dict[str, list[float]], scanned: int, requirements: list[str]) -> None:
+def processor_seconds() -> float:
+    """Of all programs that were run; on a busy machine the wall time says more about its neighbours."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def report(
+    seconds: dict[str, list[float]],
+    processor: dict[str, list[float]],
+    scanned: int,
+    requirements: list[str],
+) -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     first, second = median["first install, cold cache"], median["second environment, warm cache"]
     pip, uv = median["venv + pip"], median["uv, warm cache"]
@@ -218,7 +232,7 @@ def report(seconds: dict[str, list[float]], scanned: int, requirements: list[str
         "second environment / uv, warm cache": second / uv,
     }
     scan = median[f"drift scan of {scanned} files"]
-    # Those of issue 3. The scan's is for 20,000 files.
+    # Those of issue 3.
     targets = [
         ("second environment: at most 2 s", second, second <= 2),
         ("second environment: at most half of venv + pip", second / pip, second / pip <= 0.5),
@@ -227,11 +241,7 @@ def report(seconds: dict[str, list[float]], scanned: int, requirements: list[str
             median["unchanged check"],
             median["unchanged check"] <= 0.5,
         ),
-        (
-            f"drift scan of {SCANNED} files: at most 2 s",
-            scan * SCANNED / scanned,
-            scan * SCANNED / scanned <= 2,
-        ),
+        (f"drift scan of {scanned} files: at most 2 s", scan, scan <= 2),
     ]
     programs = {
         "pip": [sys.executable, "-m", "pip", "--version"],
@@ -251,15 +261,18 @@ def report(seconds: dict[str, list[float]], scanned: int, requirements: list[str
         "packages": requirements,
         "scanned_files": scanned,
         "seconds": seconds,
+        "processor_seconds": processor,
         "medians": median,
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(document, indent=1) + "\n")
     print(f"\n{versions['pip']}\n{versions['uv']}\n{', '.join(requirements)}\n")
-    print(f"{'median':>9}  fastest  slowest")
+    print(f"{'median':>9}  fastest  slowest  processor")
     for name, values in seconds.items():
-        print(f"{median[name]:7.2f} s  {min(values):7.2f}  {max(values):7.2f}  {name}")
+        print(
+            f"{median[name]:7.2f} s  {min(values):7.2f}  {max(values):7.2f}  {statistics.median(processor[name]):9.2f}  {name}"
+        )
     print("\n    ratio")
     for name, value in ratios.items():
         print(f"{value:9.2f}  {name}")
