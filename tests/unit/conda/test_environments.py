@@ -244,7 +244,7 @@ def test_unreachable_channel(
 
 
 def test_unmapped_channel(host: Host) -> None:
-    with pytest.raises(GroundcrewError, match=r"No address is known for channel 'local'"):
+    with pytest.raises(GroundcrewError, match=r"Channel 'local' has no address"):
         environments.ensure(host.layout, "a", host.lock("a", ONE), Settings())
 
 
