@@ -31,7 +31,7 @@ def main():
     )
     layout = Layout(Path(module.params["root"]))
     try:
-        reports = [drift.scan(layout, name) for name in layout.names()]
+        reports = drift.scan_all(layout, layout.names())
     except GroundcrewError as error:
         module.fail_json(msg=str(error))
     module.exit_json(

@@ -40,7 +40,6 @@ pruned: {description: Builds that were removed., type: list, elements: str, retu
 machine: {description: "What the machine image brings: system, driver, CUDA, a Conda or PyTorch of its own.", type: dict, returned: always}
 """
 
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +55,7 @@ def ensure(layout, parameters):
     """Bring all of them there; the outcomes so far are in the error when one fails."""
     settings = {key: parameters[key] for key in ("channels", "pip_index", "hard_links")}
     # For `groundcrew-conda heal`; a channel's address may hold a password.
-    write_json(layout.root / "settings.json", settings)
-    os.chmod(layout.root / "settings.json", 0o600)
+    write_json(layout.root / "settings.json", settings, mode=0o600)
     outcomes = []
     for wanted in parameters["environments"]:
         name = wanted["name"]

@@ -55,7 +55,9 @@ def machine(filesystem: Path = Path("/")) -> dict[str, str]:
         name = release.get("NAME", "").replace(" GNU/Linux", "")
         found["system"] = f"{name} {release.get('VERSION_ID', '')}".strip()
     driver = re.search(
-        r"Kernel Module\D*(\d+\.[\d.]+)", _read(filesystem / "proc/driver/nvidia/version")
+        # "Kernel Module  535.183.01  …", and of the open modules "Open Kernel Module for x86_64  595.91  …"
+        r"Kernel Module\b.*?\s(\d+\.[\d.]+)\s",
+        _read(filesystem / "proc/driver/nvidia/version"),
     )
     if driver:
         found["gpu/driver"] = driver.group(1)
@@ -65,9 +67,12 @@ def machine(filesystem: Path = Path("/")) -> dict[str, str]:
     if cuda:
         found["gpu/cuda"] = " ".join(cuda)
     for part, pattern in (
-        ("ami/conda", "opt/conda/conda-meta/conda-*.json"),
-        ("ami/pytorch", "opt/pytorch/lib/python3.*/site-packages/torch-*.dist-info"),
-        ("ami/tensorflow", "opt/tensorflow/lib/python3.*/site-packages/tensorflow-*.dist-info"),
+        ("ami/conda", "opt/conda/conda-meta/conda-[0-9]*.json"),
+        ("ami/pytorch", "opt/pytorch/lib/python3.*/site-packages/torch-[0-9]*.dist-info"),
+        (
+            "ami/tensorflow",
+            "opt/tensorflow/lib/python3.*/site-packages/tensorflow-[0-9]*.dist-info",
+        ),
     ):
         versions = {m.group(1) for p in filesystem.glob(pattern) if (m := _VERSION.search(p.name))}
         if versions:
@@ -94,13 +99,14 @@ def compare(
         (f"fleet {fleet}", [h for h in members if h in hosts], "")
         for fleet, members in sorted(fleets.items())
     ]
+    # With a slash at the end: digits is not digits_gpu.
     environments = sorted(
         {p.split("/")[1] for of in hosts.values() for p in of if p.startswith(ENVIRONMENT_PARTS)}
     )
     for name in environments:
-        prefix = f"{ENVIRONMENT_PARTS}{name}"
+        part = f"{ENVIRONMENT_PARTS}{name}"
         groups.append(
-            (f"conda environment {name}", [h for h, of in hosts.items() if prefix in of], prefix)
+            (f"conda environment {name}", [h for h, of in hosts.items() if part in of], f"{part}/")
         )
     return [
         {
@@ -108,7 +114,7 @@ def compare(
             "hosts": sorted(members),
             "differences": differences(
                 {
-                    h: {k: v for k, v in hosts[h].items() if k.startswith(only)}
+                    h: {k: v for k, v in hosts[h].items() if f"{k}/".startswith(only)}
                     for h in sorted(members)
                 }
             ),
@@ -159,8 +165,8 @@ def _read(path: Path) -> str:
 
 def _conda(layout: Layout) -> dict[str, str]:
     found = {}
-    for name in layout.names():
-        report = drift.scan(layout, name)
+    names = layout.names()
+    for name, report in zip(names, drift.scan_all(layout, names)):
         found[f"conda/{name}"] = f"{report['digest']} {str(report['fingerprint'])[:16]}"
         build = layout.current(name)
         if build is None or not layout.is_complete(build):

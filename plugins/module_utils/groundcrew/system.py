@@ -8,12 +8,15 @@ def os_release(text: str) -> dict[str, str]:
     pairs = (
         line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#")
     )
-    return {key: value.strip().strip('"') for key, value in pairs}
+    return {key: value.strip().strip("'\"") for key, value in pairs}
 
 
 def installed_packages(text: str) -> dict[str, str]:
-    """Package name to version of dpkg's status file; removed packages whose configuration stays do not count."""
-    packages = {}
+    """Package name to version of dpkg's status file; removed packages whose configuration stays do not count.
+
+    A package that is there for two architectures has both versions, with a space between.
+    """
+    packages: dict[str, str] = {}
     for paragraph in text.split("\n\n"):
         fields = dict(
             line.split(": ", 1)
@@ -21,5 +24,6 @@ def installed_packages(text: str) -> dict[str, str]:
             if ": " in line and line[0] not in " \t"
         )
         if fields.get("Status", "").endswith(" installed"):
-            packages[fields["Package"]] = fields.get("Version", "")
+            name, version = fields["Package"], fields.get("Version", "")
+            packages[name] = " ".join(filter(None, (packages.get(name), version)))
     return packages

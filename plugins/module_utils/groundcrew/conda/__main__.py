@@ -41,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.root is None:
         parser.error("say where the environments are: --root or GROUNDCREW_CONDA_ROOT")
+    # Absolute: builds have their path written into them.
+    layout = Layout(Path(os.path.abspath(options.root)))
     try:
-        return int(_COMMANDS[options.command](Layout(Path(options.root)), options))
+        return int(_COMMANDS[options.command](layout, options))
     except GroundcrewError as error:
         print(f"groundcrew-conda: {error}", file=sys.stderr)
         return 2
@@ -64,7 +66,7 @@ def _list(layout: Layout, _: Any) -> int:
 
 
 def _drift(layout: Layout, options: Any) -> int:
-    reports = [drift.scan(layout, name) for name in options.names or layout.names()]
+    reports = drift.scan_all(layout, options.names or layout.names())
     if options.metrics:
         handle, temporary = tempfile.mkstemp(dir=options.metrics.parent, suffix=".tmp")
         with os.fdopen(handle, "w") as file:

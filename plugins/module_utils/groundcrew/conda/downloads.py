@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
+import http.client
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,8 @@ PARALLEL = 8
 ATTEMPTS = 3
 SILENCE_SECONDS = 60
 _CHUNK = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED = frozenset({401, 403, 407})
 _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -52,9 +57,11 @@ def fetch(packages: Sequence[CondaPackage], archives: Path, channels: Mapping[st
         try:
             for done in pending:
                 done.result()
-        except GroundcrewError as error:
+        except BaseException as error:
             for other in pending:
                 other.cancel()
+            if not isinstance(error, GroundcrewError):
+                raise
             here = len(packages) - sum(not path_of(archives, p).exists() for p in packages)
             raise GroundcrewError(f"{error} {here} of {len(packages)} packages are here.") from None
     return len(missing)
@@ -63,6 +70,9 @@ def fetch(packages: Sequence[CondaPackage], archives: Path, channels: Mapping[st
 def _one(package: CondaPackage, url: str, archives: Path) -> None:
     final = path_of(archives, package)
     final.parent.mkdir(parents=True, exist_ok=True)
+    # One program at a time works in a root: what is there is of one that was killed.
+    for dead in final.parent.glob(".*.part"):
+        dead.unlink()
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
         got = _with_retries(url, part, package)
@@ -74,7 +84,7 @@ def _one(package: CondaPackage, url: str, archives: Path) -> None:
             )
         os.replace(part, final)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise GroundcrewError(
                 f"No space is left in {archives} while fetching {package.file_name}. Make room there, then run it again."
             ) from None
@@ -90,22 +100,27 @@ def _with_retries(url: str, part: Path, package: CondaPackage) -> str:
         try:
             return _download(url, part)
         except urllib.error.HTTPError as error:
+            if error.code in _REFUSED:
+                raise GroundcrewError(
+                    f"Channel '{package.channel}' refuses {package.subdir}/{package.file_name}: {shown} answered {error.code}."
+                    f" Check the name and password, or the token, in {VARIABLE}."
+                ) from None
             if error.code not in _WORTH_RETRYING:
                 raise GroundcrewError(
                     f"Channel '{package.channel}' has no {package.subdir}/{package.file_name}: {shown} answered {error.code}."
                     " It was taken back, or a mirror lacks it. Mend the mirror, or run `make lock` for what there is today."
                 ) from None
             reason = f"it answered {error.code}"
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             if isinstance(cause, FileNotFoundError):
                 raise GroundcrewError(
                     f"Channel '{package.channel}' has no {package.subdir}/{package.file_name}: {shown} does not exist."
                     f" Check {VARIABLE}, or run `make lock` for what there is today."
                 ) from None
-            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            if isinstance(cause, OSError) and cause.errno in (*_FULL, errno.EROFS, errno.EACCES):
                 raise cause from None
-            reason = str(cause)
+            reason = str(cause) or type(cause).__name__
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     raise GroundcrewError(
@@ -117,10 +132,26 @@ def _with_retries(url: str, part: Path, package: CondaPackage) -> str:
 def _download(url: str, part: Path) -> str:
     """Write the address's content to ``part``; returns its SHA-256."""
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=SILENCE_SECONDS) as answer, part.open("wb") as file:
+    with _open(url) as answer, part.open("wb") as file:
         while chunk := answer.read(_CHUNK):
             digest.update(chunk)
             file.write(chunk)
+        # http.client takes a connection that was cut for the end of the file.
+        expected = answer.headers.get("Content-Length", "")
+        if expected.isdigit() and file.tell() != int(expected):
+            raise ConnectionError(f"the connection was cut after {file.tell()} of {expected} bytes")
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _open(url: str) -> http.client.HTTPResponse:
+    """As urlopen, which knows no name and password in an address; they are not told to where it redirects to."""
+    parts = urllib.parse.urlsplit(url)
+    account, _, place = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=place).geturl())
+    if account:
+        token = base64.b64encode(urllib.parse.unquote_to_bytes(account)).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)
+    return answer

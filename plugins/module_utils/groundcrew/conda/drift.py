@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import pwd
 import re
+import stat
 import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..errors import GroundcrewError
 from . import files
 from .layout import Layout
 
@@ -20,7 +24,17 @@ _DIST_INFO = re.compile(r"(lib/[^/]+/site-packages/[^/]+\.dist-info)/METADATA\Z"
 _CONDA_META = re.compile(r"conda-meta/([^/]+)-([^-/]+)-([^-/]+)\.json\Z")
 
 
-def scan(layout: Layout, name: str) -> dict[str, Any]:
+# Device and inode -> SHA-256 of what was read before: a file that environments share is read once for all of them.
+Known = dict[tuple[int, int], "str | None"]
+
+
+def scan_all(layout: Layout, names: Iterable[str]) -> list[dict[str, Any]]:
+    """A report for each environment, as scan has it."""
+    known: Known = {}
+    return [scan(layout, name, known) for name in names]
+
+
+def scan(layout: Layout, name: str, known: Known | None = None) -> dict[str, Any]:
     """Compare the build in use with its record, every file by its content, and the cache where hard links share it.
 
     Returns {"environment", "build", "digest", "ok", "notes", "packages": [{"name", "change", "expected", "found", "by"}],
@@ -29,6 +43,13 @@ def scan(layout: Layout, name: str) -> dict[str, Any]:
     """
     started = time.monotonic()
     build = layout.current(name)
+    with layout.using(build) if build is not None else contextlib.nullcontext():
+        report = _scan(layout, name, build, {} if known is None else known)
+    report["seconds"] = round(time.monotonic() - started, 2)
+    return report
+
+
+def _scan(layout: Layout, name: str, build: str | None, known: Known) -> dict[str, Any]:
     notes: list[str] = []
     report: dict[str, Any] = {
         "environment": name,
@@ -50,25 +71,27 @@ def scan(layout: Layout, name: str) -> dict[str, Any]:
         return report
     record = layout.record(build)
     report["digest"] = record["digest"]
-    lock = layout.lock(name)
-    if lock is not None and lock.platform(record["platform"]).digest != record["digest"]:
-        notes.append(
-            f"{build} is in use, but the lock of this host is {lock.platform(record['platform']).digest}"
-            " (a rollback does that): deploy to go to the lock's."
-        )
+    try:
+        lock = layout.lock(name)
+        wanted_digest = lock.platform(record["platform"]).digest if lock else record["digest"]
+    except (GroundcrewError, UnicodeDecodeError) as error:
+        notes.append(f"The lock of this host cannot be read: {error} Deploy: it is brought anew.")
+    else:
+        if wanted_digest != record["digest"]:
+            notes.append(
+                f"{build} is in use, but the lock of this host is {wanted_digest} (a rollback does that): deploy to go to the lock's."
+            )
     prefix = layout.build(build)
     entries = {e.path: e for e in files.walk(prefix)}
     expected: dict[str, list[Any]] = record["files"]
     present = [
         e for p, e in entries.items() if e.link is None and (p in expected or not e.is_bytecode)
     ]
-    digests = dict(
-        zip(
-            (e.path for e in present),
-            files.sha256_of_many([f"{prefix}/{e.path}" for e in present]),
-        )
-    )
-    by_identity = {e.identity: digests[e.path] for e in present if e.links > 1}
+    unread = [e for e in present if e.links == 1 or e.identity not in known]
+    read = files.sha256_of_many([(f"{prefix}/{e.path}", e.size) for e in unread])
+    digests = {e.path: digest for e, digest in zip(unread, read)}
+    known.update((e.identity, digests[e.path]) for e in unread if e.links > 1)
+    digests.update((e.path, known[e.identity]) for e in present if e.path not in digests)
 
     found_files = []
     fingerprint = hashlib.sha256()
@@ -78,7 +101,7 @@ def scan(layout: Layout, name: str) -> dict[str, Any]:
             assert wanted is not None
             found_files.append(_file(path, "removed", wanted[3], None))
             continue
-        if wanted is None and entry.is_bytecode and entry.link is None:
+        if wanted is None and entry.is_bytecode:
             continue
         actual = entry.link if entry.link is not None else digests[path]
         if wanted is not None and actual == wanted[1]:
@@ -88,15 +111,15 @@ def scan(layout: Layout, name: str) -> dict[str, Any]:
             found_files.append(_file(path, change, wanted[3] if wanted else "", entry))
             anywhere = str(actual)
         if anywhere:
-            fingerprint.update(f"{path}\0{anywhere}\n".encode())
+            fingerprint.update(os.fsencode(f"{path}\0{anywhere}\n"))
 
     report["files"] = found_files
     report["packages"] = _packages(prefix, record, entries)
-    report["cache"] = _cache(record, by_identity) if by_identity else []
+    shares = any(e.links > 1 for e in present)
+    report["cache"] = _cache(record, known) if shares else []
     report["fingerprint"] = fingerprint.hexdigest()
     report["scanned"] = len(entries)
     report["ok"] = not (report["files"] or report["packages"] or report["cache"] or notes)
-    report["seconds"] = round(time.monotonic() - started, 2)
     return report
 
 
@@ -150,16 +173,29 @@ def _file(path: str, change: str, package: str, entry: files.Entry | None) -> di
             owner = pwd.getpwuid(entry.owner).pw_name
         except KeyError:
             owner = str(entry.owner)
-        modified = datetime.fromtimestamp(entry.modified, timezone.utc).isoformat(
-            timespec="seconds"
-        )
+        try:
+            modified = datetime.fromtimestamp(entry.modified, timezone.utc).isoformat(
+                timespec="seconds"
+            )
+        except (OverflowError, ValueError, OSError):  # a year that no calendar has
+            modified = f"{entry.modified:.0f} s"
     return {
-        "path": path,
+        "path": _printable(path),
         "change": change,
         "package": package,
         "owner": owner,
         "modified": modified,
     }
+
+
+def _printable(path: str) -> str:
+    """A file's name that is no text, or has a line break in it, without what a terminal or JSON would stumble over."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    )
 
 
 def _packages(
@@ -207,10 +243,10 @@ def _installer(dist_info: Path) -> str:
         return "pip"
 
 
-def _cache(record: dict[str, Any], known: dict[tuple[int, int], str | None]) -> list[str]:
+def _cache(record: dict[str, Any], known: Known) -> list[str]:
     """Files of the extracted packages that are not what the package says. Those that an environment shares were hashed with it."""
     wrong = []
-    unknown: list[tuple[str, str]] = []
+    unknown: list[tuple[str, int, str, tuple[int, int]]] = []
     for package in record["packages"].values():
         folder = Path(package.get("extracted", "/nonexistent"))
         try:
@@ -220,17 +256,22 @@ def _cache(record: dict[str, Any], known: dict[tuple[int, int], str | None]) -> 
         for entry in paths:
             if entry.get("path_type") != "hardlink" or "sha256" not in entry:
                 continue
-            path = folder / entry["_path"]
+            path = f"{folder}/{entry['_path']}"
             try:
-                s = path.lstat()
+                s = os.lstat(path)
             except OSError:
-                wrong.append(str(path))
+                wrong.append(path)
                 continue
-            if (s.st_dev, s.st_ino) in known:
-                if known[s.st_dev, s.st_ino] != entry["sha256"]:
-                    wrong.append(str(path))
-            else:
-                unknown.append((str(path), entry["sha256"]))
-    actual = files.sha256_of_many([path for path, _ in unknown])
-    wrong += [path for (path, wanted), got in zip(unknown, actual) if wanted != got]
+            identity = (s.st_dev, s.st_ino)
+            if not stat.S_ISREG(s.st_mode):
+                wrong.append(path)
+            elif identity not in known:
+                unknown.append((path, s.st_size, entry["sha256"], identity))
+            elif known[identity] != entry["sha256"]:
+                wrong.append(path)
+    actual = files.sha256_of_many([(path, size) for path, size, *_ in unknown])
+    for (path, _, wanted, identity), got in zip(unknown, actual):
+        known[identity] = got
+        if wanted != got:
+            wrong.append(path)
     return sorted(wrong)

@@ -25,7 +25,8 @@ from typing import Any
 
 from ..errors import GroundcrewError
 from . import downloads, files, tools
-from .layout import Layout, machine_platform, read_json, write_json
+from .addresses import without_secrets
+from .layout import Layout, environment_of, machine_platform, read_json, write_json, write_text
 from .lock import CondaPackage, PlatformLock, parse
 
 EXTERNALLY_MANAGED = """\
@@ -79,13 +80,14 @@ def plan(layout: Layout, name: str, text: str, platform: str) -> Outcome:
 
 
 def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool = False) -> Outcome:
-    """Make the environment be what its lock says. With ``heal`` it is built anew from a verified cache in any case.
+    """Make the environment be what its lock says. With ``heal`` it is built anew in any case.
 
     Raises GroundcrewError: with the reason; the environment that was in use stays in use.
     """
     started = time.monotonic()
     with layout.exclusive():
         wanted = plan(layout, name, text, settings.platform)
+        _refuse_what_is_in_the_way(layout, name)
         if wanted.action == "same" and not heal:
             _write_lock(layout, name, text)
             return wanted
@@ -96,9 +98,18 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
         if heal or wanted.action == "built":
             build = _free_name(layout, name, packages.digest)
             with _kept_on_failure(layout, name, build):
-                downloaded = _build(layout, name, build, packages, settings, verify=heal)
-        _switch(layout, name, build, damaged)
-        _write_lock(layout, name, text)
+                if heal:
+                    _forget_unverifiable(layout)
+                downloaded = _build(layout, name, build, packages, settings)
+        try:
+            # The lock first: when the switch does not come, drift and heal go for the new one.
+            _write_lock(layout, name, text)
+            _switch(layout, name, build, damaged)
+        except OSError as error:
+            raise GroundcrewError(
+                f"{build} is built, but '{name}' could not be switched to it: {error}. Mend that, then run it again."
+                f" {_stays(layout, name)}"
+            ) from error
     action = "healed" if heal else wanted.action
     return Outcome(
         name, action, build, wanted.before, downloaded, round(time.monotonic() - started, 2)
@@ -146,11 +157,16 @@ def prune(layout: Layout) -> list[str]:
         kept = {b for name in names for b in (layout.current(name), layout.previous(name)) if b}
         everything = [e.name for e in _directories(layout.environments)]
         for build in everything:
-            if build not in kept and not layout.in_use(build):
-                with contextlib.suppress(FileNotFoundError):
-                    layout.record_path(build).unlink()
-                files.remove_tree(layout.build(build))
-                removed.append(build)
+            # A folder with another name is not ours: `conda create` may put a person's own environment here.
+            if build in kept or environment_of(build) is None:
+                continue
+            with layout.alone(build) as alone:
+                if alone:
+                    with contextlib.suppress(FileNotFoundError):
+                        layout.record_path(build).unlink()
+                    files.remove_tree(layout.build(build))
+                    removed.append(build)
+        _remove_temporaries(layout)
         left = [b for b in everything if b not in removed]
         records = [r for r in (read_json(layout.record_path(b)) for b in left) if r is not None]
         archives = {p["sha256"] for r in records for p in r["packages"].values() if "sha256" in p}
@@ -163,12 +179,34 @@ def prune(layout: Layout) -> list[str]:
         for entry in _directories(layout.archives):
             if entry.name not in archives:
                 files.remove_tree(entry)
+            else:
+                for dead in entry.glob(".*.part"):
+                    dead.unlink()
         for entry in _directories(layout.packages):
             if entry.name not in extracted:
                 files.remove_tree(entry)
                 with contextlib.suppress(FileNotFoundError):
                     entry.with_name(entry.name + ".lock").unlink()
     return removed
+
+
+def _remove_temporaries(layout: Layout) -> None:
+    """What programs that were killed left beside the files they were about to replace."""
+    for path in layout.environments.glob(".*.*"):
+        if path.is_symlink() and environment_of(os.readlink(path)):
+            path.unlink()
+    for folder in ("records", "states", "locks"):
+        for path in (layout.root / folder).glob(".*.*"):
+            path.unlink()
+
+
+def _refuse_what_is_in_the_way(layout: Layout, name: str) -> None:
+    link = layout.link(name)
+    if os.path.lexists(link) and not link.is_symlink():
+        raise GroundcrewError(
+            f"{link} is not a link of ours; `conda create -n {name}` makes such a folder. Move it away, or give the environment"
+            " another name, then run it again."
+        )
 
 
 def _builds(layout: Layout, name: str, digest: str) -> list[str]:
@@ -182,7 +220,9 @@ def _free_name(layout: Layout, name: str, digest: str) -> str:
     """A name for a new build. What an interrupted run left half-built goes first."""
     number = 1
     for build in _builds(layout, name, digest):
-        if not layout.is_complete(build) and not layout.in_use(build):
+        unfinished = not layout.is_complete(build) and not layout.in_use(build)
+        # The one that is linked may have lost its record: it serves until the new one is there.
+        if unfinished and build != layout.current(name):
             files.remove_tree(layout.build(build))
         else:
             number = int(build[len(f"{name}-{digest}") + 1 :] or 1) + 1
@@ -196,10 +236,7 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
         yield
     except BaseException as error:
         files.remove_tree(layout.build(build))
-        stays = layout.current(name)
-        stays = (
-            f"'{name}' stays at {stays}." if stays else f"There is no '{name}' on this host yet."
-        )
+        stays = _stays(layout, name)
         if "No space left" in str(error) or "os error 28" in str(error):
             free = shutil.disk_usage(layout.root).free // 1_000_000
             raise GroundcrewError(
@@ -213,13 +250,17 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
         raise
 
 
+def _stays(layout: Layout, name: str) -> str:
+    current = layout.current(name)
+    return f"'{name}' stays at {current}." if current else f"There is no '{name}' on this host yet."
+
+
 def _build(
     layout: Layout,
     name: str,
     build: str,
     packages: PlatformLock,
     settings: Settings,
-    verify: bool,
 ) -> int:
     """Returns the number of files that were downloaded."""
     rattler = tools.rattler(layout)
@@ -233,11 +274,12 @@ def _build(
 
     async def link() -> int:
         records, again = await _records(rattler, layout, packages, settings)
-        # With the origin in its key, a file of the same name from another channel is another entry.
+        # With the origin in its key, a file of the same name from another channel is another entry. Every file of an entry is compared
+        # with its hash each time: where environments share files, one that was edited must not get into the next.
         cache = PackageCache.new_layered(
             [layout.packages],
             cache_origin=True,
-            validation_mode=ValidationMode.full() if verify else ValidationMode.fast(),
+            validation_mode=ValidationMode.full(),
         )
         await rattler.install(
             records,
@@ -245,8 +287,10 @@ def _build(
             package_cache=cache,
             show_progress=False,
             execute_link_scripts=False,
+            # Symbolic links are those that a package itself has. Without leave to make them rattler copies what they point to, and
+            # fails where that is a folder.
             config=Config.from_toml(
-                f"allow-symbolic-links = false\nallow-hard-links = {str(settings.hard_links).lower()}\n"
+                f"allow-symbolic-links = true\nallow-hard-links = {str(settings.hard_links).lower()}\n"
             ),
         )
         return again
@@ -277,9 +321,9 @@ async def _records(
     """What rattler needs to know of each package, read from its file, whose hash is checked on the way; a damaged one is fetched anew."""
     again = 0
     records = []
-    for package in packages.conda:
-        path = downloads.path_of(layout.archives, package)
-        record = await _record(rattler, path)
+    paths = [downloads.path_of(layout.archives, package) for package in packages.conda]
+    read = await asyncio.gather(*(_record(rattler, path) for path in paths))
+    for package, path, record in zip(packages.conda, paths, read):
         if record is None or record.sha256.hex() != package.sha256:
             path.unlink()
             again += downloads.fetch([package], layout.archives, settings.channels)
@@ -298,6 +342,18 @@ async def _record(rattler: Any, path: Path) -> Any:
         return await rattler.RepoDataRecord.from_package_archive(path)
     except Exception:  # rattler's errors have no common ancestor; the caller says what it means
         return None
+
+
+def _forget_unverifiable(layout: Layout) -> None:
+    """Extracted packages that say no hash for some file (old ones) cannot be compared with anything: they are extracted anew."""
+    for folder in _directories(layout.packages):
+        try:
+            paths = json.loads((folder / "info/paths.json").read_text())["paths"]
+            verifiable = all("sha256" in p for p in paths if p["path_type"] == "hardlink")
+        except (OSError, ValueError, KeyError, TypeError):
+            verifiable = False
+        if not verifiable:
+            files.remove_tree(folder)
 
 
 def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings: Settings) -> None:
@@ -328,6 +384,8 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
                 "--requirements",
                 requirements.name,
             ],
+            # Not where the run was started: a project's own uv settings may lie there.
+            cwd=layout.root,
             env=environment,
             capture_output=True,
             text=True,
@@ -336,7 +394,7 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
     if done.returncode != 0:
         names = ", ".join(f"{p.name}=={p.version}" for p in packages.pip)
         raise GroundcrewError(
-            f"The pip packages ({names}) could not be installed: {done.stderr.strip()}."
+            f"The pip packages ({names}) could not be installed: {without_secrets(done.stderr.strip())}."
         )
 
 
@@ -367,7 +425,7 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
             continue
         name, version = files.distribution(path.parent)
         packages[name] = {"kind": "pip", "version": version}
-        for row in csv.reader(path.read_text().splitlines()):
+        for row in filter(None, csv.reader(path.read_text().splitlines())):
             inside = os.path.normpath(path.parent.parent / row[0])
             if inside.startswith(f"{prefix}/"):
                 known[os.path.relpath(inside, prefix)] = (name, None, None)
@@ -388,10 +446,7 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
 def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -> None:
     """Point the environment's link at another build, in one step. A damaged build is no place to go back to."""
     current, previous = layout.current(name), layout.previous(name)
-    if damaged is not None:
-        with contextlib.suppress(FileNotFoundError):
-            layout.record_path(damaged).unlink()
-    if current is not None and current not in (build, damaged):
+    if current not in (None, build, damaged) and layout.is_complete(str(current)):
         previous = current
     if previous is not None and previous != build:
         write_json(layout.state_path(name), {"previous": previous})
@@ -400,16 +455,17 @@ def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -
         temporary.unlink()
     os.symlink(build, temporary)
     os.replace(temporary, layout.link(name))
+    # Only now: the link never names a build without a record.
+    if damaged is not None:
+        with contextlib.suppress(FileNotFoundError):
+            layout.record_path(damaged).unlink()
 
 
 def _write_lock(layout: Layout, name: str, text: str) -> None:
     path = layout.lock_path(name)
     if path.exists() and path.read_text() == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def _directories(path: Path) -> list[Path]:

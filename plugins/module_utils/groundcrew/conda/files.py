@@ -7,21 +7,23 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PLACEHOLDER = b"/PREFIX"
-_CHUNK = 1 << 20
-_WORKERS = min(8, (os.cpu_count() or 1) * 2)
+SPECIAL = "(neither a file nor a link)"
+_CHUNK = 1 << 18
+_WORKERS = min(8, os.cpu_count() or 1)
 # What differs between two builds of one lock although they are the same: where they are is written into them.
 _NOT_PORTABLE = re.compile(r"conda-meta/|.*\.dist-info/RECORD\Z")
+_READ = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 _WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_ENTER = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One file or symbolic link, by its path inside the environment."""
 
     path: str
@@ -30,12 +32,14 @@ class Entry:
     owner: int  # user id
     identity: tuple[int, int]  # device and inode: hard links of one file share it
     links: int
-    link: str | None = None  # where a symbolic link points to
+    link: str | None = (
+        None  # where a symbolic link points to; SPECIAL for what is neither file nor link
+    )
 
     @property
     def is_bytecode(self) -> bool:
         """Whether Python wrote it by itself beside a module."""
-        return "__pycache__/" in self.path and self.path.endswith(".pyc")
+        return self.path.endswith(".pyc") and "__pycache__/" in self.path and self.link is None
 
 
 def walk(prefix: Path) -> Iterator[Entry]:
@@ -49,7 +53,9 @@ def walk(prefix: Path) -> Iterator[Entry]:
                     waiting.append(entry.path)
                     continue
                 s = entry.stat(follow_symlinks=False)
-                link = os.readlink(entry.path) if stat.S_ISLNK(s.st_mode) else None
+                link = None
+                if not stat.S_ISREG(s.st_mode):
+                    link = os.readlink(entry.path) if stat.S_ISLNK(s.st_mode) else SPECIAL
                 yield Entry(
                     entry.path[start:],
                     s.st_size,
@@ -61,30 +67,37 @@ def walk(prefix: Path) -> Iterator[Entry]:
                 )
 
 
-def sha256(path: str) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb", buffering=0) as file:
-        first = file.read(_CHUNK)
-        digest = hashlib.sha256(first)
-        if len(first) == _CHUNK:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+def sha256(path: str, size: int = _CHUNK) -> str:
+    """SHA-256 of a regular file's content; with its size a small one costs one read."""
+    # A pipe that took the file's place must not make this wait for a writer.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        wanted = min(size + 1, _CHUNK)
+        digest = hashlib.sha256()
+        while content := os.read(handle, wanted):
+            digest.update(content)
+            if len(content) == size:
+                break
+            wanted = _CHUNK
+    finally:
+        os.close(handle)
     return digest.hexdigest()
 
 
-def sha256_of_many(paths: list[str]) -> list[str | None]:
-    """Of each path, in order; None where the file vanished or cannot be read. Hashing leaves the interpreter lock, so threads pay."""
+def sha256_of_many(sizes: Sequence[tuple[str, int]]) -> list[str | None]:
+    """Of each path and size, in order; None where the file vanished or cannot be read."""
 
-    def one(path: str) -> str | None:
+    def one(path: str, size: int) -> str | None:
         try:
-            return sha256(path)
+            return sha256(path, size)
         except OSError:
             return None
 
-    def some(chunk: list[str]) -> list[str | None]:
-        return [one(path) for path in chunk]
+    def some(chunk: Sequence[tuple[str, int]]) -> list[str | None]:
+        return [one(path, size) for path, size in chunk]
 
-    chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+    # Hashing and reading leave the interpreter lock, so threads pay.
+    chunks = [sizes[i : i + 64] for i in range(0, len(sizes), 64)]
     with ThreadPoolExecutor(_WORKERS) as pool:
         return [digest for part in pool.map(some, chunks) for digest in part]
 
@@ -109,18 +122,26 @@ def distribution(dist_info: Path) -> tuple[str, str]:
 
 
 def protect(prefix: Path) -> None:
-    """Take the write permission from everything, so that an accident by its owner is refused too (root may write all the same)."""
-    for folder, folders, names in os.walk(prefix):
-        for name in names:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISREG(mode) and mode & _WRITE:
-                os.chmod(path, stat.S_IMODE(mode) & ~_WRITE)
-        for name in [".", *folders] if folder == str(prefix) else folders:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISDIR(mode) and mode & _WRITE:
-                os.chmod(path, stat.S_IMODE(mode) & ~_WRITE)
+    """Take the write permission from everything, so that an accident by its owner is refused too (root may write all the same).
+
+    Everybody may read: rattler writes its records in conda-meta for their owner alone, and everybody's `conda list` needs them.
+    """
+    waiting = [str(prefix)]
+    while waiting:
+        folder = waiting.pop()
+        _protect_one(folder, os.lstat(folder).st_mode, _READ | _ENTER)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    _protect_one(entry.path, entry.stat(follow_symlinks=False).st_mode, _READ)
+
+
+def _protect_one(path: str, mode: int, allowed: int) -> None:
+    wanted = mode & ~_WRITE | allowed
+    if mode != wanted:
+        os.chmod(path, stat.S_IMODE(wanted))
 
 
 def remove_tree(path: Path) -> None:

@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GroundcrewError
-from .lock import Lock, check_name, parse
+from .lock import DIGEST_CHARACTERS, Lock, check_name, parse
 
 LOCK_WAIT_SECONDS = 900.0
+_BUILD = re.compile(rf"([a-z0-9][a-z0-9_-]*)-[0-9a-f]{{{DIGEST_CHARACTERS}}}(?:-[0-9]+)?\Z")
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,17 @@ class Layout:
     # What is there
 
     def names(self) -> list[str]:
-        """The environments of this host."""
+        """The environments of this host: links to builds of theirs. What else people put there is theirs, and left alone."""
         if not self.environments.is_dir():
             return []
-        return sorted(entry.name for entry in self.environments.iterdir() if entry.is_symlink())
+        links = [entry.name for entry in os.scandir(self.environments) if entry.is_symlink()]
+        return sorted(n for n in links if environment_of(os.readlink(self.environments / n)) == n)
 
     def current(self, name: str) -> str | None:
         """The build that an environment's link names."""
         try:
             return os.readlink(self.link(name))
-        except (FileNotFoundError, OSError):
+        except OSError:
             return None
 
     def previous(self, name: str) -> str | None:
@@ -119,11 +122,20 @@ class Layout:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """One program at a time changes this root.
+        """One program at a time changes this root, and everybody can read what it makes, whatever the umask of a hardened host.
 
         Raises GroundcrewError: another one did not finish within LOCK_WAIT_SECONDS.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        umask = os.umask(0o022)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                yield
+        finally:
+            os.umask(umask)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
         with (self.root / ".lock").open("a") as file:
             deadline = time.monotonic() + LOCK_WAIT_SECONDS
             while True:
@@ -139,16 +151,44 @@ class Layout:
                     time.sleep(0.2)
             yield
 
+    # Who works in a build holds a shared lock on its history: programs that `in-env` started, and the drift scan.
+
     def in_use(self, build: str) -> bool:
-        """Whether a program that `in-env` started still runs in a build: each of them holds a shared lock on this file."""
-        try:
-            with self.build(build).joinpath("conda-meta/history").open() as file:
+        """Whether somebody works in a build."""
+        with self.alone(build) as alone:
+            return not alone
+
+    @contextlib.contextmanager
+    def alone(self, build: str) -> Iterator[bool]:
+        """Whether nobody works in a build; who comes meanwhile waits."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self._history(build).open())
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+                alone = True
+            except FileNotFoundError:
+                alone = True
+            except OSError:  # somebody holds it, or the file system (NFS) cannot say
+                alone = False
+            yield alone
+
+    @contextlib.contextmanager
+    def using(self, build: str) -> Iterator[None]:
+        """Keeps a build from being removed meanwhile; it may have been just before, so look after this is entered."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                file = stack.enter_context(self._history(build).open())
+                fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def _history(self, build: str) -> Path:
+        return self.build(build) / "conda-meta/history"
+
+
+def environment_of(build: str) -> str | None:
+    """The environment that a build is one of, by its name; None: it is no build's name."""
+    found = _BUILD.match(build)
+    return found.group(1) if found else None
 
 
 def machine_platform() -> str:
@@ -165,23 +205,35 @@ def machine_platform() -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None when there is no file."""
+    """The object in a file, None when there is no file.
+
+    Raises GroundcrewError: the file is damaged.
+    """
     try:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise GroundcrewError(
+            f"{path} is damaged ({error}). Remove it, then deploy: what it belongs to is built anew."
+        ) from None
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any], mode: int = 0o644) -> None:
+    """Replace a file in one step, on disk before it counts."""
+    write_text(path, json.dumps(document, separators=(",", ":"), sort_keys=True), mode)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace a file in one step, on disk before it counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(document, file, separators=(",", ":"), sort_keys=True)
+            file.write(text)
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -253,8 +253,18 @@ def deployable(names: Iterable[str], directory: str) -> list[dict[str, str]]:
         elif not path.exists():
             wrong.append(f"{path} is missing. Make it with: make lock conda={name}")
         else:
-            text = path.read_text()
-            if parse(name, text, str(path)).spec_sha256 != spec_digest(spec.read_bytes()):
+            try:
+                text = path.read_text()
+                made_from = parse(name, text, str(path)).spec_sha256
+            except UnicodeDecodeError:
+                wrong.append(
+                    f"{path} is no text. Restore it from git, or run: make lock conda={name}"
+                )
+                continue
+            except GroundcrewError as error:
+                wrong.append(str(error))
+                continue
+            if made_from != spec_digest(spec.read_bytes()):
                 wrong.append(
                     f"{spec} was edited after its lock was made. Run: make lock conda={name}"
                 )

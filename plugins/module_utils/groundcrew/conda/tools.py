@@ -26,7 +26,7 @@ def missing(layout: Layout, requirements: list[str]) -> list[str]:
 def unpack(layout: Layout, requirement: str, wheels: Path) -> None:
     """Unpack the wheel of a tool from a folder of wheels; an older version is removed.
 
-    Raises GroundcrewError: the folder holds no such wheel.
+    Raises GroundcrewError: the folder holds no such wheel, the wheel is damaged, or there is no space for it.
     """
     final = directory(layout, requirement)
     found = sorted(wheels.glob(f"{_stem(requirement)}-*.whl"))
@@ -34,15 +34,23 @@ def unpack(layout: Layout, requirement: str, wheels: Path) -> None:
         raise GroundcrewError(f"{wheels} holds no wheel of {requirement} for this machine.")
     temporary = final.with_name(f".{final.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
-    with zipfile.ZipFile(found[0]) as wheel:
-        wheel.extractall(temporary)
+    try:
+        with zipfile.ZipFile(found[0]) as wheel:
+            wheel.extractall(temporary)
+    except (OSError, zipfile.BadZipFile) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise GroundcrewError(
+            f"{found[0].name} could not be unpacked into {layout.tools}: {error}. Make room there, or remove the wheel where it was"
+            " copied from; then run it again."
+        ) from error
     for program in temporary.glob("*.data/scripts/*"):
         program.chmod(0o755)
     os.replace(temporary, final)
     name = _stem(requirement).rsplit("-", 1)[0]
     for other in layout.tools.glob(f"{name}-*"):
         if other != final:
-            shutil.rmtree(other)
+            # Out of sight first: half of it must not be found as a tool.
+            shutil.rmtree(other.rename(temporary))
 
 
 def rattler(layout: Layout) -> ModuleType:
