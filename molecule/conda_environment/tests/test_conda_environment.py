@@ -120,7 +120,7 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
         f"env {environment} in-env {DIGITS} python -c \"import os, boto3; c = boto3.client('s3');"
         " d = '/srv/models/conda_digits/1/'; os.makedirs(d, exist_ok=True);"
         " [c.download_file('groundcrew-test-store', o['Key'], d + o['Key'].rsplit('/')[-1])"
-        " for o in c.list_objects_v2(Bucket='groundcrew-test-store', Prefix='models/conda_digits/1/')['Contents']]\""
+        " for o in c.list_objects_v2(Bucket='groundcrew-test-store', Prefix='models/conda_digits/1/')['Contents'] if 'claim' not in o['Key']]\""
     )
     done = host.run(
         f"env {environment} JOB=conda_digits MODEL_DIRECTORY=/srv/models/conda_digits/1"
@@ -185,7 +185,7 @@ def test_edit_of_a_linked_file_reaches_both_and_both_heal(host):
     path = f"{SITE}/numpy/version.py"
     shared = host.check_output(f"stat -c %i {ENVS}/{DIGITS}/{path} {ENVS}/{TOOLS}/{path}").split()
     linked = len(set(shared)) == 1
-    host.check_output(f"printf '\\n# edited\\n' >> {ENVS}/{DIGITS}/{path}")
+    host.check_output(f"printf '\\n# edited-in-place\\n' >> {ENVS}/{DIGITS}/{path}")
     reports = drift(host)
     broken = [DIGITS, TOOLS] if linked else [DIGITS]
     assert [n for n in (DIGITS, TOOLS) if not reports[n]["ok"]] == broken
@@ -196,7 +196,7 @@ def test_edit_of_a_linked_file_reaches_both_and_both_heal(host):
     assert done.returncode == 0, text[-3000:]
     assert (
         host.run(
-            f"grep -rl '# edited' {HERE}/cache {ENVS}/{DIGITS}/{path} {ENVS}/{TOOLS}/{path}"
+            f"grep -rl '# edited-in-place' {HERE}/cache {ENVS}/{DIGITS}/{path} {ENVS}/{TOOLS}/{path}"
         ).stdout
         == ""
     )
@@ -291,8 +291,8 @@ def test_edited_spec_and_missing_lock_are_refused_before_anything_is_changed(hos
 def test_killed_while_linking_is_never_used_and_is_mended(host):
     before = current(host)
     host.check_output(
-        f"ls -d {ENVS}/{DIGITS}-* >/tmp/builds; systemd-run --unit=half --collect groundcrew-conda heal {DIGITS};"
-        f" for i in $(seq 500); do ls -d {ENVS}/{DIGITS}-*/lib | grep -qvFf /tmp/builds && break; sleep 0.02; done;"
+        f"n=$(ls -d {ENVS}/{DIGITS}-*/lib | wc -l); systemd-run --unit=half --collect groundcrew-conda heal {DIGITS};"
+        f" for i in $(seq 500); do [ $(ls -d {ENVS}/{DIGITS}-*/lib | wc -l) -gt $n ] && break; sleep 0.02; done;"
         " systemctl kill --signal=KILL half"
     )
     assert current(host) == before and host.run(f"in-env {DIGITS} python -c 'import numpy'").rc == 0
@@ -305,7 +305,7 @@ def test_killed_while_linking_is_never_used_and_is_mended(host):
 
 
 def test_full_disk_says_so_and_leaves_nothing_half_built(host):
-    host.check_output("mkdir -p /mnt/small && mount -t tmpfs -o size=120m tmpfs /mnt/small")
+    host.check_output("mkdir -p /mnt/small && mount -t tmpfs -o size=300m tmpfs /mnt/small")
     try:
         done, text = converge(conda_environment_root="/mnt/small/conda")
         assert done.returncode != 0 and "No space is left" in text and "Make room" in text
@@ -337,8 +337,6 @@ def test_a_person_has_the_same_environment_without_root(host, tmp_path):
         "id ada || useradd --create-home --shell /bin/bash ada; install -d -m 0700 -o ada /home/ada/.ssh;"
         " install -m 0600 -o ada /home/groundcrew/.ssh/authorized_keys /home/ada/.ssh/authorized_keys"
     )
-    sshd = "/etc/ssh/sshd_config.d/10-groundcrew.conf"
-    assert not host.file(sshd).exists or "AllowUsers" not in host.file(sshd).content_string
     (tmp_path / "people.yml").write_text(
         json.dumps(
             {

@@ -53,7 +53,7 @@ class Outcome:
     """What was done, or would be, for one environment."""
 
     name: str
-    action: str  # same, switched, built, healed, removed
+    action: str  # same, noted (right already, its lock was not), switched, built, healed, removed
     build: str
     before: str | None
     downloaded: int = 0
@@ -73,7 +73,8 @@ def plan(layout: Layout, name: str, text: str, platform: str) -> Outcome:
     current = layout.current(name)
     builds = [b for b in _builds(layout, name, packages.digest) if layout.is_complete(b)]
     if current in builds:
-        return Outcome(name, "same", str(current), current)
+        action = "same" if _has_lock(layout, name, text) else "noted"
+        return Outcome(name, action, str(current), current)
     if builds:
         return Outcome(name, "switched", builds[-1], current)
     return Outcome(name, "built", f"{name}-{packages.digest}", current)
@@ -88,12 +89,12 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
     with layout.exclusive():
         wanted = plan(layout, name, text, settings.platform)
         _refuse_what_is_in_the_way(layout, name)
-        if wanted.action == "same" and not heal:
+        if wanted.action in ("same", "noted") and not heal:
             _write_lock(layout, name, text)
             return wanted
         packages = parse(name, text).platform(settings.platform)
         downloaded = 0
-        damaged = wanted.build if heal and wanted.action == "same" else None
+        damaged = wanted.build if heal and wanted.action in ("same", "noted") else None
         build = wanted.build
         if heal or wanted.action == "built":
             build = _free_name(layout, name, packages.digest)
@@ -176,6 +177,8 @@ def prune(layout: Layout) -> list[str]:
             for p in r["packages"].values()
             if "extracted" in p
         }
+        if not any(p["kind"] == "pip" for r in records for p in r["packages"].values()):
+            files.remove_tree(layout.pip)
         for entry in _directories(layout.archives):
             if entry.name not in archives:
                 files.remove_tree(entry)
@@ -241,7 +244,7 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
             free = shutil.disk_usage(layout.root).free // 1_000_000
             raise GroundcrewError(
                 f"No space is left for building '{name}' in {layout.root} ({free} MB are free after removing what was half-built)."
-                f" Make room, or remove old builds: groundcrew-conda prune. Then run it again. {stays}"
+                f" Make room, or remove old builds: sudo groundcrew-conda prune. Then run it again. {stays}"
             ) from error
         if isinstance(error, GroundcrewError):
             raise GroundcrewError(f"{error} {stays}") from None
@@ -461,11 +464,14 @@ def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -
             layout.record_path(damaged).unlink()
 
 
-def _write_lock(layout: Layout, name: str, text: str) -> None:
+def _has_lock(layout: Layout, name: str, text: str) -> bool:
     path = layout.lock_path(name)
-    if path.exists() and path.read_text() == text:
-        return
-    write_text(path, text)
+    return path.exists() and path.read_text() == text
+
+
+def _write_lock(layout: Layout, name: str, text: str) -> None:
+    if not _has_lock(layout, name, text):
+        write_text(layout.lock_path(name), text)
 
 
 def _directories(path: Path) -> list[Path]:

@@ -84,6 +84,11 @@ class Layout:
         links = [entry.name for entry in os.scandir(self.environments) if entry.is_symlink()]
         return sorted(n for n in links if environment_of(os.readlink(self.environments / n)) == n)
 
+    def declared(self) -> list[str]:
+        """The environments that this host has or, by the locks that were brought to it, should have."""
+        locks = {path.stem for path in self.root.glob("locks/[!.]*.lock")}
+        return sorted({*self.names(), *locks})
+
     def current(self, name: str) -> str | None:
         """The build that an environment's link names."""
         try:
