@@ -126,6 +126,8 @@ class Hosts:
             changes = "\n".join(
                 f"LABEL groundcrew.{key}={json.dumps(value)}" for key, value in labels.items()
             )
+            for older in self.engine.images.list(f"{REPOSITORY}:{name}"):
+                self.engine.images.remove(older.id, force=True)
             container.commit(REPOSITORY, name, changes=changes)
         (self.ssh / "config").write_text(
             "".join(

@@ -71,6 +71,18 @@ def test_stopped_host_is_started_again():
     assert cloud.docker("inspect", "-f", "{{.State.Running}}", "test-1") == "true"
 
 
+def test_host_removed_by_hand_comes_back_as_the_same_host():
+    container = cloud.docker("inspect", "-f", "{{.Id}}", "test-1")
+    cloud.docker("rm", "-f", "-v", "test-1")
+    done = cloud.playbook("playbooks/provision.yml")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert cloud.docker("inspect", "-f", "{{.Id}}", "test-1") != container
+    # Strictly checked, with the permanent key: it had presented the key of the first login again.
+    assert cloud.ssh("hostname").stdout.strip() == "test-1"
+    known = (cloud.BUILD / "ssh/known_hosts").read_text().splitlines()
+    assert known == [f"test-1,{cloud.ADDRESS} {cloud.secret('host-keys/test-1')['public']}"]
+
+
 def test_empty_cloud_beside_hosts_stops_the_run_and_deletes_nothing(tmp_path):
     container = cloud.docker("inspect", "-f", "{{.Id}}", "test-1")
     kill_stand_in()
