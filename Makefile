@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 environment ?= local
 playbook := .venv/bin/ansible-playbook
+# Python compiles what it imports once. Some machines switch that off, and then each start of a module takes twice as long.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup deploy verify clean test lint unit readmes lock-requirements
 

@@ -61,14 +61,12 @@ def start_playbook(path: str, *arguments: str, **options: Any) -> subprocess.Pop
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "GROUNDCREW_ROOT": str(ROOT),
     }
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
 
 
 def playbook(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a playbook of the repository in environment `test`."""
-    process = start_playbook(path, *arguments, stderr=subprocess.PIPE)
+    process = start_playbook(path, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 

@@ -53,7 +53,7 @@ def stub(path: Path, body: str) -> Path:
 def start(machine: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(PROGRAM)],
-        env={"PATH": f"{machine}/bin:/usr/bin:/bin", "START_ENGINE_ROOT": str(machine)},
+        env={"PATH": f"{machine}/bin:/usr/bin:/bin", "LOCAL_CLOUD_ROOT": str(machine)},
         capture_output=True,
         text=True,
         timeout=30,
