@@ -52,13 +52,13 @@ def make_neighbour(engine: docker.DockerClient, name: str, image: str) -> None:
     network = engine.networks.create(f"groundcrew-{name}", labels=labels)
     volumes = [f"groundcrew-{name}-registry:/var/lib/registry"]
     engine.containers.create(
-        image, name=f"{name}-1", labels=labels, network=network.name, volumes=volumes
+        image, "true", name=f"{name}-1", labels=labels, network=network.name, volumes=volumes
     )
 
 
 def remove_neighbour(engine: docker.DockerClient, name: str) -> None:
     for container in engine.containers.list(all=True, filters={"label": f"{LABEL}={name}"}):
-        container.remove(force=True)
+        container.remove(force=True, v=True)
     for network in engine.networks.list(filters={"label": f"{LABEL}={name}"}):
         network.remove()
     for volume in engine.volumes.list(filters={"name": f"groundcrew-{name}-registry"}):
