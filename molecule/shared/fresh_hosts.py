@@ -7,8 +7,8 @@ stand-in, its store and the registry keep running in between.
 
 Usage: fresh_hosts.py restore|keep DOCUMENT
 DOCUMENT is JSON: environment, network, build_directory, deploy_user, endpoint, hosts (name, variant, memory, publish, private_address).
-`restore` prints "restored", or "provision" when there is something that only provisioning can make; then the instances are
-terminated, so that it starts afresh.
+`restore` prints "restored", or "provision" when there is something that only provisioning can make; then the instances of these
+hosts are terminated, so that it starts afresh.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ class Hosts:
         }
         kept = {host["name"]: self._image(host, alive) for host in self.hosts}
         if not all(kept.values()):
-            for instance in alive.values():
+            # The hosts of other scenarios keep their instances, and come back with them.
+            stale = [alive[name].id for name in kept if name in alive]
+            for instance in stale:
                 self.ec2.modify_instance_attribute(
-                    InstanceId=instance.id, DisableApiTermination={"Value": False}
+                    InstanceId=instance, DisableApiTermination={"Value": False}
                 )
-            if alive:
-                self.ec2.terminate_instances(
-                    InstanceIds=[instance.id for instance in alive.values()]
-                )
+            if stale:
+                self.ec2.terminate_instances(InstanceIds=stale)
             return False
         for host in self.hosts:
             instance = alive[host["name"]]
@@ -126,6 +126,8 @@ class Hosts:
             changes = "\n".join(
                 f"LABEL groundcrew.{key}={json.dumps(value)}" for key, value in labels.items()
             )
+            for older in self.engine.images.list(f"{REPOSITORY}:{name}"):
+                self.engine.images.remove(older.id, force=True)
             container.commit(REPOSITORY, name, changes=changes)
         (self.ssh / "config").write_text(
             "".join(
