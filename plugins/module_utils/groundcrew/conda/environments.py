@@ -21,10 +21,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from ..errors import GroundcrewError
-from . import downloads, files, tools
+from . import bytecode, downloads, files, tools
 from .addresses import without_secrets
 from .layout import Layout, environment_of, machine_platform, read_json, write_json, write_text
 from .lock import CondaPackage, PlatformLock, parse
@@ -101,6 +101,8 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
             with _kept_on_failure(layout, name, build):
                 if heal:
                     _forget_unverifiable(layout)
+                    # It has no hashes, and it may be linked with what was edited.
+                    files.remove_tree(layout.bytecode)
                 downloaded = _build(layout, name, build, packages, settings)
         try:
             # The lock first: when the switch does not come, drift and heal go for the new one.
@@ -185,6 +187,9 @@ def prune(layout: Layout) -> list[str]:
             else:
                 for dead in entry.glob(".*.part"):
                     dead.unlink()
+        for entry in _directories(layout.bytecode):
+            if entry.name.partition("-")[0] not in archives:
+                files.remove_tree(entry)
         for entry in _directories(layout.packages):
             if entry.name not in extracted:
                 files.remove_tree(entry)
@@ -304,6 +309,8 @@ def _build(
         library.parent.joinpath("EXTERNALLY-MANAGED").write_text(
             EXTERNALLY_MANAGED.format(name=name)
         )
+    installed, known = _installed(prefix, {p.name: p for p in packages.conda})
+    bytecode.add(layout, prefix, _modules(installed, known), settings.hard_links)
     files.protect(prefix)
     write_json(
         layout.record_path(build),
@@ -312,7 +319,8 @@ def _build(
             "digest": packages.digest,
             "platform": settings.platform,
             "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_contents(prefix, {p.name: p for p in packages.conda}),
+            "packages": installed,
+            "files": _listed(prefix, known),
         },
     )
     return downloaded
@@ -401,12 +409,16 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
         )
 
 
-def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]:
-    """Packages and files of a finished build: what the drift scan compares with."""
+# Path -> package, sha256 here, sha256 anywhere; None is what the package does not say.
+_Known = dict[str, tuple[str, Optional[str], Optional[str]]]
+
+
+def _installed(
+    prefix: Path, conda: Mapping[str, CondaPackage]
+) -> tuple[dict[str, dict[str, Any]], _Known]:
+    """The packages of a build, and their files as the packages' own metadata have them."""
     packages: dict[str, dict[str, Any]] = {}
-    known: dict[
-        str, tuple[str, str | None, str | None]
-    ] = {}  # path -> package, sha256, portable sha256
+    known: _Known = {}
     for path in sorted(prefix.glob("conda-meta/*.json")):
         meta = json.loads(path.read_text())
         name = meta["name"]
@@ -432,6 +444,20 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
             inside = os.path.normpath(path.parent.parent / row[0])
             if inside.startswith(f"{prefix}/"):
                 known[os.path.relpath(inside, prefix)] = (name, None, None)
+    return packages, known
+
+
+def _modules(packages: Mapping[str, Mapping[str, Any]], known: _Known) -> dict[str, list[str]]:
+    """The Python modules of each package, by the sha256 of its file; of packages without one under ""."""
+    found: dict[str, list[str]] = {}
+    for path, (name, _, _) in known.items():
+        if path.endswith(".py") and "/site-packages/" in path:
+            found.setdefault(packages[name].get("sha256", ""), []).append(path)
+    return found
+
+
+def _listed(prefix: Path, known: _Known) -> dict[str, list[Any]]:
+    """Every file of a finished build: what the drift scan compares with."""
     listed: dict[str, list[Any]] = {}
     for entry in files.walk(prefix):
         package, sha256, portable = known.get(entry.path, ("", None, None))
@@ -443,7 +469,7 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
         if sha256 is None or (portable is None and entry.path.startswith("bin/")):
             sha256, portable = files.hashes(prefix, entry)
         listed[entry.path] = ["file", sha256, entry.size, package, portable]
-    return {"packages": packages, "files": listed}
+    return listed
 
 
 def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -> None:

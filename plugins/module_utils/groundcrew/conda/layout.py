@@ -8,6 +8,7 @@ Under one root (``/opt/groundcrew/conda``; for a person without root rights a fo
     states/<env>.json                which build was in use before
     locks/<env>.lock                 the lock that the environment should be of
     cache/archives, packages, pip    package files as downloaded, extracted, and of pip
+    cache/bytecode                   of modules whose packages bring none
     tools/                           py-rattler and uv, as unpacked wheels
     program/                         this package, for cron and for people
 """
@@ -51,6 +52,10 @@ class Layout:
     @property
     def packages(self) -> Path:
         return self.root / "cache/packages"
+
+    @property
+    def bytecode(self) -> Path:
+        return self.root / "cache/bytecode"
 
     @property
     def pip(self) -> Path:
