@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -85,8 +86,10 @@ class Hosts:
     def restore(self) -> bool:
         self.remove()
         if not self._answers():
-            # What it remembers are hosts that are gone now.
-            shutil.rmtree(Path(self.document["build_directory"]) / "cloud", ignore_errors=True)
+            # What it remembers are hosts that are gone now. It may live all the same, when its network went.
+            state = Path(self.document["build_directory"]) / "cloud"
+            subprocess.run([ROOT / "files/local_cloud/stop-aws-stand-in", state], check=True)
+            shutil.rmtree(state, ignore_errors=True)
             return False
         alive = {
             i.name: i
