@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
 from groundcrew.image_build import Builder, Image  # noqa: E402
-from groundcrew.local_hosts import LocalHosts, read_instances, read_user_data  # noqa: E402
+from groundcrew.local_hosts import (  # noqa: E402
+    LocalHosts,
+    read_instances,
+    read_user_data,
+    wait_for_sshd,
+)
 
 REPOSITORY = "groundcrew/test-host"
 PROVISIONED_BY = (
@@ -116,7 +119,7 @@ class Hosts:
             )
         self._write_known_hosts(image.labels["groundcrew.known_hosts"] for image in kept.values())
         for host in self.hosts:
-            self._wait(host["private_address"])
+            wait_for_sshd(host["private_address"])
         return True
 
     def keep(self) -> None:
@@ -167,20 +170,6 @@ class Hosts:
         except OSError:
             return False
         return True
-
-    @staticmethod
-    def _wait(address: str) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with socket.create_connection((address, 22), timeout=2) as connection:
-                    if connection.recv(4) == b"SSH-":
-                        return
-            except OSError:
-                pass
-            if time.monotonic() > deadline:
-                raise SystemExit(f"waited 60 s for sshd on {address}")
-            time.sleep(0.2)
 
 
 def main() -> None:

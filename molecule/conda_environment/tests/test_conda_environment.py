@@ -248,34 +248,81 @@ def test_upgrade_and_rollback_leave_a_running_job_alone(host, tmp_path):
     host.check_output("systemctl stop job")
 
 
-def test_wrong_checksum_is_refused_and_nothing_changes(host, tmp_path):
-    directory = other_lock(tmp_path)
-    lock = directory / f"{TOOLS}.lock"
-    (line,) = [line for line in lock.read_text().splitlines() if " six-1.16.0-" in line]
-    lock.write_text(lock.read_text().replace(line, line[:-64] + "0" * 64))
+@pytest.fixture
+def kept(host):
+    """A copy of what a test edits below the root: put back afterwards, whatever happened."""
+    host.check_output(
+        f"rm -rf /root/kept && mkdir /root/kept && cp -a {HERE}/locks {HERE}/settings.json /root/kept/"
+    )
+    yield
+    host.check_output(f"cp -a /root/kept/. {HERE}/ && groundcrew-conda prune")
+
+
+def refused(host, *words):
+    """Healing tools_local fails with these words, and what was in use stays in use."""
     before = current(host, TOOLS)
-    done, text = converge(conda_environment_directory=str(directory))
-    assert done.returncode != 0 and "is not the file in the lock" in text and "0" * 64 in text
-    assert current(host, TOOLS) == before and "stays at" in text
+    done = host.run(f"groundcrew-conda heal {TOOLS}")
+    assert done.rc == 2, done.stdout
+    for word in (*words, f"'{TOOLS}' stays at {before}"):
+        assert word in done.stderr, done.stderr
+    assert current(host, TOOLS) == before
+    assert host.run(f"in-env {TOOLS} python -c 'import pandas'").rc == 0
 
 
-def test_unreachable_channel_says_which_and_what_to_edit(host):
-    before = current(host)
-    host.check_output(f"rm -r {HERE}/cache/archives && groundcrew-conda rollback {DIGITS} || true")
-    done, text = converge(
-        "-e",
-        json.dumps({"conda_environment_names": [DIGITS, TOOLS, "legacy_local"]}),
-        conda_environment_channels={"local": "http://127.0.0.1:9"},
+def test_wrong_checksum_is_refused_and_nothing_changes(host, kept):
+    lock = f"{HERE}/locks/{TOOLS}.lock"
+    right = host.check_output(f"grep -o ' six-.*' {lock}").split(":")[1]
+    host.check_output(f"sed -i s/{right}/{'0' * 64}/ {lock}")
+    refused(host, "is not the file in the lock", right, "0" * 64)
+
+
+def test_package_that_is_damaged_in_cache_and_channel_is_refused(host, kept):
+    host.check_output("cp -a /srv/conda_channel/noarch /root/noarch")
+    host.check_output(
+        f"for f in {HERE}/cache/archives/*/six-1.17* /srv/conda_channel/noarch/six-1.17*; do truncate -s 100 $f; done"
     )
-    assert (
-        done.returncode != 0
-        and "does not answer at http://127.0.0.1:9" in text
-        and "conda_channels" in text
+    refused(host, "is not the file in the lock")
+    host.check_output(
+        "rm -rf /srv/conda_channel/noarch && mv /root/noarch /srv/conda_channel/noarch"
     )
-    assert host.run(f"in-env {DIGITS} true").rc == 0
-    done, text = converge()
-    assert done.returncode == 0, text[-2000:]
-    assert current(host) == before
+    # Healed by the channel: the damaged file in the cache is fetched anew.
+    assert host.run(f"groundcrew-conda heal {TOOLS}").rc == 0
+
+
+def test_unreachable_channel_says_which_and_what_to_edit(host, kept):
+    host.check_output(
+        f"rm -r {HERE}/cache/archives/*/six-1.17*; sed -i s,file:///srv/conda_channel,http://127.0.0.1:9, {HERE}/settings.json"
+    )
+    refused(host, "does not answer at http://127.0.0.1:9/", "conda_channels")
+
+
+def test_full_disk_says_so_and_leaves_nothing_half_built(host):
+    host.check_output(
+        "mkdir -p /mnt/small && mount -t tmpfs -o size=60m tmpfs /mnt/small && mkdir /mnt/small/conda"
+        f" && cp -a {HERE}/locks {HERE}/settings.json /mnt/small/conda/ && ln -s {HERE}/tools /mnt/small/conda/tools"
+    )
+    done = host.run(f"groundcrew-conda --root /mnt/small/conda heal {TOOLS}")
+    assert done.rc == 2 and "No space is left" in done.stderr and "Make room" in done.stderr, (
+        done.stderr
+    )
+    assert host.run("ls -d /mnt/small/conda/envs/*/conda-meta").rc != 0
+    host.check_output("umount /mnt/small")
+
+
+def test_spec_that_cannot_be_solved_shows_the_solvers_own_words(tmp_path):
+    (tmp_path / "wrong.yml").write_text(
+        "channels: [local]\ndependencies: [python=3.11, numpy=2.4.6, six=9.9]\n"
+    )
+    variables = {
+        "conda_directory": str(tmp_path),
+        "conda_channels": {"local": str(ROOT / ".cache/conda_channel")},
+    }
+    done = cloud.playbook(
+        "playbooks/lock.yml", f"-e={json.dumps({**variables, 'conda_platforms': ['linux-64']})}"
+    )
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "No lock was changed" in text and "six 9.9" in text
+    assert not (tmp_path / "wrong.lock").exists()
 
 
 def test_edited_spec_and_missing_lock_are_refused_before_anything_is_changed(host, tmp_path):
@@ -296,24 +343,10 @@ def test_killed_while_linking_is_never_used_and_is_mended(host):
         " systemctl kill --signal=KILL half"
     )
     assert current(host) == before and host.run(f"in-env {DIGITS} python -c 'import numpy'").rc == 0
-    done, text = converge()
-    assert done.returncode == 0, text[-2000:]
     assert host.run(f"groundcrew-conda heal {DIGITS}").rc == 0
     builds = host.check_output(f"ls -d {ENVS}/{DIGITS}-*").split()
     records = [host.file(f"{HERE}/records/{build.rsplit('/')[-1]}.json").exists for build in builds]
     assert all(records), builds
-
-
-def test_full_disk_says_so_and_leaves_nothing_half_built(host):
-    host.check_output("mkdir -p /mnt/small && mount -t tmpfs -o size=300m tmpfs /mnt/small")
-    try:
-        done, text = converge(conda_environment_root="/mnt/small/conda")
-        assert done.returncode != 0 and "No space is left" in text and "Make room" in text
-        assert host.run("ls /mnt/small/conda/envs/*/conda-meta").rc != 0
-    finally:
-        host.check_output("umount /mnt/small")
-        done, text = converge()
-        assert done.returncode == 0, text[-2000:]
 
 
 def test_another_interpreter_beside_and_gone_again(host):
