@@ -47,8 +47,8 @@ def role(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return playbook("molecule/shared/converge.yml", *arguments)
 
 
-def playbook(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a playbook of the repository in environment `test`."""
+def start_playbook(path: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a playbook of the repository in environment `test`; options are those of Popen."""
     command = [
         str(ROOT / ".venv/bin/ansible-playbook"),
         f"--inventory={ROOT}/inventories/shared",
@@ -61,9 +61,14 @@ def playbook(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "GROUNDCREW_ROOT": str(ROOT),
     }
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
+
+
+def playbook(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a playbook of the repository in environment `test`."""
+    process = start_playbook(path, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def ssh(

@@ -7,17 +7,16 @@ stand-in, its store and the registry keep running in between.
 
 Usage: fresh_hosts.py restore|keep DOCUMENT
 DOCUMENT is JSON: environment, network, build_directory, deploy_user, endpoint, hosts (name, variant, memory, publish, private_address).
-`restore` prints "restored", or "provision" when there is something that only provisioning can make; then the instances are
-terminated, so that it starts afresh.
+`restore` prints "restored", or "provision" when there is something that only provisioning can make; then the instances of these
+hosts are terminated, so that it starts afresh.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import socket
+import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
 from groundcrew.image_build import Builder, Image  # noqa: E402
-from groundcrew.local_hosts import LocalHosts, read_instances, read_user_data  # noqa: E402
+from groundcrew.local_hosts import (  # noqa: E402
+    LocalHosts,
+    read_instances,
+    read_user_data,
+    wait_for_sshd,
+)
 
 REPOSITORY = "groundcrew/test-host"
 PROVISIONED_BY = (
@@ -85,8 +89,10 @@ class Hosts:
     def restore(self) -> bool:
         self.remove()
         if not self._answers():
-            # What it remembers are hosts that are gone now.
-            shutil.rmtree(Path(self.document["build_directory"]) / "cloud", ignore_errors=True)
+            # What it remembers are hosts that are gone now. It may live all the same, when its network went.
+            state = Path(self.document["build_directory"]) / "cloud"
+            subprocess.run([ROOT / "files/local_cloud/stop-aws-stand-in", state], check=True)
+            shutil.rmtree(state, ignore_errors=True)
             return False
         alive = {
             i.name: i
@@ -95,14 +101,14 @@ class Hosts:
         }
         kept = {host["name"]: self._image(host, alive) for host in self.hosts}
         if not all(kept.values()):
-            for instance in alive.values():
+            # The hosts of other scenarios keep their instances, and come back with them.
+            stale = [alive[name].id for name in kept if name in alive]
+            for instance in stale:
                 self.ec2.modify_instance_attribute(
-                    InstanceId=instance.id, DisableApiTermination={"Value": False}
+                    InstanceId=instance, DisableApiTermination={"Value": False}
                 )
-            if alive:
-                self.ec2.terminate_instances(
-                    InstanceIds=[instance.id for instance in alive.values()]
-                )
+            if stale:
+                self.ec2.terminate_instances(InstanceIds=stale)
             return False
         for host in self.hosts:
             instance = alive[host["name"]]
@@ -113,7 +119,7 @@ class Hosts:
             )
         self._write_known_hosts(image.labels["groundcrew.known_hosts"] for image in kept.values())
         for host in self.hosts:
-            self._wait(host["private_address"])
+            wait_for_sshd(host["private_address"])
         return True
 
     def keep(self) -> None:
@@ -126,6 +132,8 @@ class Hosts:
             changes = "\n".join(
                 f"LABEL groundcrew.{key}={json.dumps(value)}" for key, value in labels.items()
             )
+            for older in self.engine.images.list(f"{REPOSITORY}:{name}"):
+                self.engine.images.remove(older.id, force=True)
             container.commit(REPOSITORY, name, changes=changes)
         (self.ssh / "config").write_text(
             "".join(
@@ -162,20 +170,6 @@ class Hosts:
         except OSError:
             return False
         return True
-
-    @staticmethod
-    def _wait(address: str) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with socket.create_connection((address, 22), timeout=2) as connection:
-                    if connection.recv(4) == b"SSH-":
-                        return
-            except OSError:
-                pass
-            if time.monotonic() > deadline:
-                raise SystemExit(f"waited 60 s for sshd on {address}")
-            time.sleep(0.2)
 
 
 def main() -> None:

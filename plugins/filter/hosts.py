@@ -66,6 +66,15 @@ def drift_checks(names: list[str], hostvars: Any) -> dict[str, Any]:
     return {"ok": all(check["ok"] for check in checks), "checks": checks, "hosts": hosts}
 
 
+def conda_outcomes(outcomes: list[dict[str, Any]]) -> list[str]:
+    """What the module conda_environments did, a line an environment."""
+    return [
+        f"{o['name']}: {o['action']}, {o['before'] or 'nothing'} -> {o['build'] or 'nothing'}"
+        f" ({o['downloaded']} files downloaded, {o['seconds']} s)"
+        for o in outcomes
+    ]
+
+
 def machine_ids(instances: dict[str, str], machines: dict[str, str]) -> dict[str, str]:
     """Host name to what identifies its present machine: the instance id and, where there is one, the container behind it."""
     return {
@@ -249,6 +258,7 @@ class FilterModule:
             "registered": registered,
             "fleets_of": fleets_of,
             "drift_checks": drift_checks,
+            "conda_outcomes": conda_outcomes,
             "machine_ids": machine_ids,
             "fleet_servers": fleet_servers,
             "gateway_models": gateway_models,

@@ -31,7 +31,7 @@ def main():
     )
     layout = Layout(Path(module.params["root"]))
     try:
-        reports = drift.scan_all(layout, layout.names())
+        reports = drift.scan_all(layout, layout.declared())
     except GroundcrewError as error:
         module.fail_json(msg=str(error))
     module.exit_json(

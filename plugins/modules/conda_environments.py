@@ -21,7 +21,7 @@ options:
       name: {description: Name of the environment., type: str, required: true}
       lock: {description: Text of its lock., type: str, required: true}
   channels: {description: Channel name to address., type: dict, default: {}}
-  pip_index: {description: Address of the Python package index; empty is what the host is configured with., type: str, default: ""}
+  pip_index: {description: Address of the Python package index; empty is uv's own configuration., type: str, default: ""}
   hard_links: {description: Whether files may be hard links into the cache where reflinks are not possible., type: bool, default: true}
   tools: {description: "Tools as name==version.", type: list, elements: str, default: []}
   wheels: {description: Folder on the host that holds the wheels of missing tools., type: path}

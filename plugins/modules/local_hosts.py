@@ -39,6 +39,7 @@ from ansible.module_utils.groundcrew.local_hosts import (
     plan,
     read_instances,
     read_user_data,
+    wait_for_sshd,
 )
 
 
@@ -107,6 +108,9 @@ def main():
                 containers[name].start()
             for name in todo.create:
                 local.create(declared[name], alive[name], read_user_data(ec2, alive[name].id))
+            # New hosts are waited for at their first login; the next task goes straight to these.
+            for name in todo.start:
+                wait_for_sshd(alive[name].address)
     except GroundcrewError as error:
         module.fail_json(msg=str(error))
     except docker.errors.DockerException as error:

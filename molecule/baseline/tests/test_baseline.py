@@ -1,4 +1,11 @@
-"""What the baseline leaves behind, on a plain image and on a Deep Learning AMI's."""
+"""What the baseline leaves behind, on a plain image and on a Deep Learning AMI's; other systems are refused."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import cloud
 
 
 def test_sshd_takes_keys_only_and_presents_one_key(host):
@@ -49,3 +56,18 @@ def test_journal_is_bounded_since_its_restart(host):
 
 def test_forwarding_stays_on_for_containers(host):
     assert host.sysctl("net.ipv4.ip_forward") == 1
+
+
+def test_other_system_is_refused_by_name_and_nothing_is_changed(host, monkeypatch):
+    monkeypatch.setenv("GROUNDCREW_TEST_VARIANTS", "plain,dlami")
+    name = host.backend.get_hostname()
+    facts = {"distribution": "Debian", "distribution_major_version": "11", "packages": {}}
+    # Were it to go on, it would write the journal's limit.
+    wanted = {"ansible_facts": facts, "baseline_journal_max_mb": 321}
+    done = cloud.role("baseline", "--limit", name, "-e", json.dumps(wanted))
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert f"{name} runs Debian 11. Supported are Debian 12, Ubuntu 22.04, Ubuntu 24.04." in said
+    assert "inventories/test" in said
+    assert "changed=0 unreachable=0 failed=1" in said
+    assert "321" not in host.file("/etc/systemd/journald.conf.d/groundcrew.conf").content_string

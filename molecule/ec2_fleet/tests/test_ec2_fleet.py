@@ -34,17 +34,18 @@ def test_instance_is_protected_and_tagged():
     )
     assert attribute["DisableApiTermination"]["Value"] is True
     assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    assert instance["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+    (interface,) = instance["NetworkInterfaces"]
+    assert interface["Attachment"]["DeleteOnTermination"] is False
     tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
     assert (
         tags["Name"] == "test-1"
         and tags["Environment"] == "test"
         and tags["Project"] == "groundcrew"
     )
-    volumes = cloud.client("ec2").describe_volumes()["Volumes"]
-    assert volumes and all(
-        volume["Encrypted"] for volume in volumes if volume["VolumeType"] == "gp3"
-    )
-    assert any(volume["VolumeType"] == "gp3" for volume in volumes)
+    attached = [disk["Ebs"]["VolumeId"] for disk in instance["BlockDeviceMappings"]]
+    volumes = cloud.client("ec2").describe_volumes(VolumeIds=attached)["Volumes"]
+    assert [(volume["VolumeType"], volume["Encrypted"]) for volume in volumes] == [("gp3", True)]
 
 
 def test_the_store_is_versioned_encrypted_and_closed():
@@ -82,6 +83,8 @@ def test_key_in_user_data_is_no_longer_accepted():
         document["ssh_keys"]["ed25519_public"],
     )
     assert public not in (cloud.BUILD / "ssh/known_hosts").read_text()
+    on_host = "sudo grep -rlF ssh_keys: /var/lib/cloud/instance/user-data.txt"
+    assert cloud.ssh(on_host).returncode == 0, "the host can read it: that is why it must not count"
     # An impostor at the host's address, on another port, with that key.
     started = cloud.ssh(
         f"printf '%s' {shlex.quote(private)} | sudo install -m 0600 /dev/stdin /root/bootstrap &&"
@@ -132,18 +135,40 @@ def test_refuses_two_hosts_with_one_name_or_address(hosts, word, tmp_path):
     assert done.returncode != 0 and word in " ".join((done.stdout + done.stderr).split())
 
 
+def test_stopped_instance_stops_its_host_and_starts_it_again():
+    ec2, instance = cloud.client("ec2"), only_instance()["InstanceId"]
+    container = cloud.docker("inspect", "-f", "{{.Id}}", "test-1")
+    ec2.stop_instances(InstanceIds=[instance])
+    cloud.playbook("playbooks/provision.yml")
+    assert (
+        cloud.docker("inspect", "-f", "{{.Id}} {{.State.Running}}", "test-1")
+        == f"{container} false"
+    )
+    ec2.start_instances(InstanceIds=[instance])
+    done = cloud.playbook("playbooks/provision.yml")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (
+        cloud.docker("inspect", "-f", "{{.Id}} {{.State.Running}}", "test-1") == f"{container} true"
+    )
+
+
 def test_terminated_instance_comes_back_as_the_same_host():
     """Last: it replaces the host."""
-    ec2, before = cloud.client("ec2"), only_instance()["InstanceId"]
+    ec2, old = cloud.client("ec2"), only_instance()
+    before, (interface,) = old["InstanceId"], old["NetworkInterfaces"]
+    permanent = cloud.secret("host-keys/test-1")["public"]
     ec2.modify_instance_attribute(InstanceId=before, DisableApiTermination={"Value": False})
     ec2.terminate_instances(InstanceIds=[before])
     done = cloud.playbook("playbooks/provision.yml")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     after = only_instance()
     assert after["InstanceId"] != before and after["PrivateIpAddress"] == cloud.ADDRESS
+    (kept,) = after["NetworkInterfaces"]
+    assert kept["NetworkInterfaceId"] == interface["NetworkInterfaceId"]
     assert (
         cloud.docker("inspect", "-f", '{{index .Config.Labels "groundcrew.instance"}}', "test-1")
         == after["InstanceId"]
     )
     # Strictly checked, with the permanent key: for a client it is the same host.
+    assert cloud.secret("host-keys/test-1")["public"] == permanent
     assert cloud.ssh("hostname").stdout.strip() == "test-1"

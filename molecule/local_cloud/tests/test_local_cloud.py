@@ -54,21 +54,32 @@ def test_stand_in_listens_on_the_bridge_alone():
     assert (STATE / "requests.jsonl").stat().st_mode & 0o077 == 0
 
 
-def test_killed_stand_in_remembers():
+def test_killed_stand_in_remembers_and_stopped_host_is_started_again():
     before = [(i["InstanceId"], i["PrivateIpAddress"]) for i in cloud.instances()]
     secret = cloud.secret("ssh/deploy")
+    container = cloud.docker("inspect", "-f", "{{.Id}}", "test-1")
     kill_stand_in()
+    cloud.docker("stop", "-t", "2", "test-1")
     done = cloud.playbook("playbooks/provision.yml")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert [(i["InstanceId"], i["PrivateIpAddress"]) for i in cloud.instances()] == before
     assert cloud.secret("ssh/deploy") == secret
+    assert (
+        cloud.docker("inspect", "-f", "{{.Id}} {{.State.Running}}", "test-1") == f"{container} true"
+    )
     assert cloud.ssh("true").returncode == 0
 
 
-def test_stopped_host_is_started_again():
-    cloud.docker("stop", "-t", "2", "test-1")
-    assert cloud.playbook("playbooks/provision.yml").returncode == 0
-    assert cloud.docker("inspect", "-f", "{{.State.Running}}", "test-1") == "true"
+def test_host_removed_by_hand_comes_back_as_the_same_host():
+    container = cloud.docker("inspect", "-f", "{{.Id}}", "test-1")
+    cloud.docker("rm", "-f", "-v", "test-1")
+    done = cloud.playbook("playbooks/provision.yml")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert cloud.docker("inspect", "-f", "{{.Id}}", "test-1") != container
+    # Strictly checked, with the permanent key: it had presented the key of the first login again.
+    assert cloud.ssh("hostname").stdout.strip() == "test-1"
+    known = (cloud.BUILD / "ssh/known_hosts").read_text().splitlines()
+    assert known == [f"test-1,{cloud.ADDRESS} {cloud.secret('host-keys/test-1')['public']}"]
 
 
 def test_empty_cloud_beside_hosts_stops_the_run_and_deletes_nothing(tmp_path):

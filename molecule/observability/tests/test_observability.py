@@ -201,6 +201,18 @@ CASES = {
         "3m",
         "Batch job nightly on h ended with status 3",
     ),
+    "CondaDrift": (
+        'groundcrew_conda_drift{conda_environment="digits", host="h", instance="i", job="node"}',
+        "0 1x10",
+        "7m",
+        "Conda environment digits on h differs from its lock",
+    ),
+    "CondaDriftUnchecked": (
+        'groundcrew_conda_drift_checked_timestamp_seconds{host="h", instance="i", job="node"}',
+        "0x300",
+        "246m",
+        "The Conda environments of h were not compared with their locks for 4h 6m 0s",
+    ),
     "MetricFileUnreadable": (
         'node_textfile_scrape_error{host="h", instance="i", job="node"}',
         "1x10",

@@ -165,7 +165,7 @@ def _read(path: Path) -> str:
 
 def _conda(layout: Layout) -> dict[str, str]:
     found = {}
-    names = layout.names()
+    names = layout.declared()
     for name, report in zip(names, drift.scan_all(layout, names)):
         found[f"conda/{name}"] = f"{report['digest']} {str(report['fingerprint'])[:16]}"
         build = layout.current(name)

@@ -7,7 +7,9 @@ stopped, a replaced one (same name and address, new instance id) gets a fresh co
 from __future__ import annotations
 
 import io
+import socket
 import tarfile
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +134,23 @@ def seed_archive(instance: Instance, user_data: str) -> bytes:
             info.size, info.mode = len(text.encode()), 0o600
             archive.addfile(info, io.BytesIO(text.encode()))
     return buffer.getvalue()
+
+
+def wait_for_sshd(address: str, port: int = 22, seconds: float = 60) -> None:
+    """Return once sshd greets; raises GroundcrewError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=2) as connection:
+                if connection.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            raise GroundcrewError(
+                f"waited {seconds:g} s for sshd on {address}, port {port}. Look at the host: docker logs, docker exec."
+            )
+        time.sleep(0.2)
 
 
 class LocalHosts:

@@ -205,6 +205,33 @@ def test_parents_are_built_first_and_nothing_twice(
     assert f"PARENT={builds.local('base')}" in command
 
 
+def test_ca_bundle_is_a_secret_of_the_build_and_no_part_of_the_image(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = Docker(set())
+    monkeypatch.setattr(Builder, "_docker", staticmethod(docker))
+    with_bundle = Builder(root, [IMAGE, BASE], ca_file="/etc/bundle.pem")
+    with_bundle.build("app")
+    commands = [call for call in docker.calls if call[0] == "build"]
+    assert len(commands) == 2
+    for command in commands:
+        where = [index for index, word in enumerate(command) if "bundle.pem" in word]
+        assert [command[i - 1 : i + 1] for i in where] == [
+            ("--secret", "id=ca,src=/etc/bundle.pem")
+        ]
+    assert with_bundle.tag("app") == Builder(root, [IMAGE, BASE]).tag("app")
+
+
+def test_without_a_ca_bundle_a_build_has_no_secret(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = Docker(set())
+    monkeypatch.setattr(Builder, "_docker", staticmethod(docker))
+    Builder(root, [IMAGE, BASE]).build("app")
+    assert "build" in [call[0] for call in docker.calls]
+    assert not any("--secret" in call for call in docker.calls)
+
+
 def test_an_image_that_the_registry_has_is_not_built(
     root: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import socket
 import tarfile
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from groundcrew.local_hosts import (
     plan,
     read_instances,
     seed_archive,
+    wait_for_sshd,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,3 +152,23 @@ def test_a_container_that_does_not_start_is_removed_again() -> None:
         )
     assert engine.container.removed
     assert engine.config["HostConfig"]["Memory"] == 2**30
+
+
+def test_sshd_is_waited_for_until_it_greets() -> None:
+    greetings = [b"", b"SSH-2.0-x\r\n"]  # a port that is open alone is no sshd
+
+    def serve(server: socket.socket) -> None:
+        while greetings:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(greetings.pop(0))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        wait_for_sshd("127.0.0.1", server.getsockname()[1], seconds=10)
+    assert not greetings
+
+
+def test_sshd_that_never_greets_is_named() -> None:
+    with pytest.raises(GroundcrewError, match="waited 0.1 s for sshd on 127.0.0.1, port 9"):
+        wait_for_sshd("127.0.0.1", 9, seconds=0.1)

@@ -66,7 +66,7 @@ def _list(layout: Layout, _: Any) -> int:
 
 
 def _drift(layout: Layout, options: Any) -> int:
-    reports = drift.scan_all(layout, options.names or layout.names())
+    reports = drift.scan_all(layout, options.names or layout.declared())
     if options.metrics:
         handle, temporary = tempfile.mkstemp(dir=options.metrics.parent, suffix=".tmp")
         with os.fdopen(handle, "w") as file:

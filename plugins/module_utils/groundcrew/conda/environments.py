@@ -21,10 +21,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from ..errors import GroundcrewError
-from . import downloads, files, tools
+from . import bytecode, downloads, files, tools
 from .addresses import without_secrets
 from .layout import Layout, environment_of, machine_platform, read_json, write_json, write_text
 from .lock import CondaPackage, PlatformLock, parse
@@ -53,7 +53,7 @@ class Outcome:
     """What was done, or would be, for one environment."""
 
     name: str
-    action: str  # same, switched, built, healed, removed
+    action: str  # same, noted (right already, its lock was not), switched, built, healed, removed
     build: str
     before: str | None
     downloaded: int = 0
@@ -73,7 +73,8 @@ def plan(layout: Layout, name: str, text: str, platform: str) -> Outcome:
     current = layout.current(name)
     builds = [b for b in _builds(layout, name, packages.digest) if layout.is_complete(b)]
     if current in builds:
-        return Outcome(name, "same", str(current), current)
+        action = "same" if _has_lock(layout, name, text) else "noted"
+        return Outcome(name, action, str(current), current)
     if builds:
         return Outcome(name, "switched", builds[-1], current)
     return Outcome(name, "built", f"{name}-{packages.digest}", current)
@@ -88,18 +89,20 @@ def ensure(layout: Layout, name: str, text: str, settings: Settings, heal: bool 
     with layout.exclusive():
         wanted = plan(layout, name, text, settings.platform)
         _refuse_what_is_in_the_way(layout, name)
-        if wanted.action == "same" and not heal:
+        if wanted.action in ("same", "noted") and not heal:
             _write_lock(layout, name, text)
             return wanted
         packages = parse(name, text).platform(settings.platform)
         downloaded = 0
-        damaged = wanted.build if heal and wanted.action == "same" else None
+        damaged = wanted.build if heal and wanted.action in ("same", "noted") else None
         build = wanted.build
         if heal or wanted.action == "built":
             build = _free_name(layout, name, packages.digest)
             with _kept_on_failure(layout, name, build):
                 if heal:
                     _forget_unverifiable(layout)
+                    # It has no hashes, and it may be linked with what was edited.
+                    files.remove_tree(layout.bytecode)
                 downloaded = _build(layout, name, build, packages, settings)
         try:
             # The lock first: when the switch does not come, drift and heal go for the new one.
@@ -176,12 +179,17 @@ def prune(layout: Layout) -> list[str]:
             for p in r["packages"].values()
             if "extracted" in p
         }
+        if not any(p["kind"] == "pip" for r in records for p in r["packages"].values()):
+            files.remove_tree(layout.pip)
         for entry in _directories(layout.archives):
             if entry.name not in archives:
                 files.remove_tree(entry)
             else:
                 for dead in entry.glob(".*.part"):
                     dead.unlink()
+        for entry in _directories(layout.bytecode):
+            if entry.name.partition("-")[0] not in archives:
+                files.remove_tree(entry)
         for entry in _directories(layout.packages):
             if entry.name not in extracted:
                 files.remove_tree(entry)
@@ -241,7 +249,7 @@ def _kept_on_failure(layout: Layout, name: str, build: str) -> Iterator[None]:
             free = shutil.disk_usage(layout.root).free // 1_000_000
             raise GroundcrewError(
                 f"No space is left for building '{name}' in {layout.root} ({free} MB are free after removing what was half-built)."
-                f" Make room, or remove old builds: groundcrew-conda prune. Then run it again. {stays}"
+                f" Make room, or remove old builds: sudo groundcrew-conda prune. Then run it again. {stays}"
             ) from error
         if isinstance(error, GroundcrewError):
             raise GroundcrewError(f"{error} {stays}") from None
@@ -301,6 +309,8 @@ def _build(
         library.parent.joinpath("EXTERNALLY-MANAGED").write_text(
             EXTERNALLY_MANAGED.format(name=name)
         )
+    installed, known = _installed(prefix, {p.name: p for p in packages.conda})
+    bytecode.add(layout, prefix, _modules(installed, known), settings.hard_links)
     files.protect(prefix)
     write_json(
         layout.record_path(build),
@@ -309,7 +319,8 @@ def _build(
             "digest": packages.digest,
             "platform": settings.platform,
             "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_contents(prefix, {p.name: p for p in packages.conda}),
+            "packages": installed,
+            "files": _listed(prefix, known),
         },
     )
     return downloaded
@@ -398,12 +409,16 @@ def _install_pip(layout: Layout, prefix: Path, packages: PlatformLock, settings:
         )
 
 
-def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]:
-    """Packages and files of a finished build: what the drift scan compares with."""
+# Path -> package, sha256 here, sha256 anywhere; None is what the package does not say.
+_Known = dict[str, tuple[str, Optional[str], Optional[str]]]
+
+
+def _installed(
+    prefix: Path, conda: Mapping[str, CondaPackage]
+) -> tuple[dict[str, dict[str, Any]], _Known]:
+    """The packages of a build, and their files as the packages' own metadata have them."""
     packages: dict[str, dict[str, Any]] = {}
-    known: dict[
-        str, tuple[str, str | None, str | None]
-    ] = {}  # path -> package, sha256, portable sha256
+    known: _Known = {}
     for path in sorted(prefix.glob("conda-meta/*.json")):
         meta = json.loads(path.read_text())
         name = meta["name"]
@@ -429,6 +444,20 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
             inside = os.path.normpath(path.parent.parent / row[0])
             if inside.startswith(f"{prefix}/"):
                 known[os.path.relpath(inside, prefix)] = (name, None, None)
+    return packages, known
+
+
+def _modules(packages: Mapping[str, Mapping[str, Any]], known: _Known) -> dict[str, list[str]]:
+    """The Python modules of each package, by the sha256 of its file; of packages without one under ""."""
+    found: dict[str, list[str]] = {}
+    for path, (name, _, _) in known.items():
+        if path.endswith(".py") and "/site-packages/" in path:
+            found.setdefault(packages[name].get("sha256", ""), []).append(path)
+    return found
+
+
+def _listed(prefix: Path, known: _Known) -> dict[str, list[Any]]:
+    """Every file of a finished build: what the drift scan compares with."""
     listed: dict[str, list[Any]] = {}
     for entry in files.walk(prefix):
         package, sha256, portable = known.get(entry.path, ("", None, None))
@@ -440,7 +469,7 @@ def _contents(prefix: Path, conda: Mapping[str, CondaPackage]) -> dict[str, Any]
         if sha256 is None or (portable is None and entry.path.startswith("bin/")):
             sha256, portable = files.hashes(prefix, entry)
         listed[entry.path] = ["file", sha256, entry.size, package, portable]
-    return {"packages": packages, "files": listed}
+    return listed
 
 
 def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -> None:
@@ -461,11 +490,14 @@ def _switch(layout: Layout, name: str, build: str, damaged: str | None = None) -
             layout.record_path(damaged).unlink()
 
 
-def _write_lock(layout: Layout, name: str, text: str) -> None:
+def _has_lock(layout: Layout, name: str, text: str) -> bool:
     path = layout.lock_path(name)
-    if path.exists() and path.read_text() == text:
-        return
-    write_text(path, text)
+    return path.exists() and path.read_text() == text
+
+
+def _write_lock(layout: Layout, name: str, text: str) -> None:
+    if not _has_lock(layout, name, text):
+        write_text(layout.lock_path(name), text)
 
 
 def _directories(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ Under one root (``/opt/groundcrew/conda``; for a person without root rights a fo
     states/<env>.json                which build was in use before
     locks/<env>.lock                 the lock that the environment should be of
     cache/archives, packages, pip    package files as downloaded, extracted, and of pip
+    cache/bytecode                   of modules whose packages bring none
     tools/                           py-rattler and uv, as unpacked wheels
     program/                         this package, for cron and for people
 """
@@ -53,6 +54,10 @@ class Layout:
         return self.root / "cache/packages"
 
     @property
+    def bytecode(self) -> Path:
+        return self.root / "cache/bytecode"
+
+    @property
     def pip(self) -> Path:
         return self.root / "cache/pip"
 
@@ -83,6 +88,11 @@ class Layout:
             return []
         links = [entry.name for entry in os.scandir(self.environments) if entry.is_symlink()]
         return sorted(n for n in links if environment_of(os.readlink(self.environments / n)) == n)
+
+    def declared(self) -> list[str]:
+        """The environments that this host has or, by the locks that were brought to it, should have."""
+        locks = {path.stem for path in self.root.glob("locks/[!.]*.lock")}
+        return sorted({*self.names(), *locks})
 
     def current(self, name: str) -> str | None:
         """The build that an environment's link names."""

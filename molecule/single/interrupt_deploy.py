@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Starts deploy.yml and kills it, workers and all, while the training job runs. Fails when it comes to no training in time."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
+import cloud
+
+SECONDS = 300
+# Paused, the job is still there when the next run comes, as one is that trains for hours.
+PAUSE = "sudo docker pause training-digits"
+
+
+def kill_all(process: psutil.Process) -> None:
+    """SIGKILL for all of them: Ansible's workers have sessions of their own."""
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def main() -> None:
+    deadline, trains = time.monotonic() + SECONDS, False
+    with tempfile.TemporaryFile("w+") as output:
+        deploy = cloud.start_playbook("deploy.yml", stdout=output, stderr=subprocess.STDOUT)
+        while not trains and deploy.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+            trains = cloud.ssh(PAUSE).returncode == 0
+        if deploy.poll() is None:
+            kill_all(psutil.Process(deploy.pid))
+            deploy.wait()
+        if not trains:
+            output.seek(0)
+            said = output.read().splitlines()[-40:]
+            sys.exit(f"no training job ran within {SECONDS} s:\n" + "\n".join(said))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Bytecode for the modules whose packages bring none: compiled once a package, shared by all builds.
+
+Nobody may write into a finished build, so what is not compiled when it is made is compiled again at each start of a program, which
+costs `import sklearn` seconds. Conda packages for one platform bring their bytecode; those for any platform, and pip's, do not.
+The bytecode is not compared with its source when it is loaded (PEP 552, unchecked): what a build holds is decided when it is made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from . import files
+from .layout import Layout
+
+
+def add(
+    layout: Layout, prefix: Path, modules: Mapping[str, Sequence[str]], hard_links: bool
+) -> None:
+    """Compile what is not compiled. ``modules`` are the .py files by the sha256 of their package, "" for those that no cache knows.
+
+    What Python cannot compile (files for another version, templates) stays without, as pip leaves it.
+    """
+    python = prefix / "bin/python"
+    if not python.exists() or not any(modules.values()):
+        return
+    tag = subprocess.run(
+        [str(python), "-c", "import sys; print(sys.implementation.cache_tag)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+    def compiled(module: str) -> str:
+        folder, name = os.path.split(module)
+        return os.path.join(folder, "__pycache__", f"{name[:-3]}.{tag}.pyc")
+
+    place: Callable[[Path, Path], object] = os.link if hard_links else shutil.copyfile
+    new: dict[str, list[str]] = {}
+    for sha256, paths in modules.items():
+        store = layout.bytecode / f"{sha256}-{tag}"
+        if not sha256 or not store.is_dir():
+            new[sha256] = [m for m in paths if not (prefix / compiled(m)).exists()]
+            continue
+        for entry in files.walk(store):
+            target = prefix / entry.path
+            target.parent.mkdir(exist_ok=True)
+            place(store / entry.path, target)
+    if not any(new.values()):
+        return
+    _compile(python, [str(prefix / module) for paths in new.values() for module in paths])
+    for sha256, paths in new.items():
+        if sha256:
+            _store(layout.bytecode / f"{sha256}-{tag}", prefix, map(compiled, paths), place)
+
+
+def _compile(python: Path, modules: Sequence[str]) -> None:
+    """By as many processes as there are processors: compileall's own workers are for folders only."""
+    workers = min(os.cpu_count() or 1, 8)
+    command = ["nice", str(python), "-m", "compileall", "-q"]
+    command += ["--invalidation-mode", "unchecked-hash", "-i", "-"]
+    running = []
+    for number in range(workers):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        running.append((process, "\n".join(m for m in modules[number::workers] if "\n" not in m)))
+    for process, names in running:
+        assert process.stdin is not None
+        process.stdin.write(names)
+        process.stdin.close()
+    for process, _ in running:
+        process.wait()
+
+
+def _store(
+    store: Path, prefix: Path, compiled: Iterable[str], place: Callable[[Path, Path], object]
+) -> None:
+    """Keep a package's bytecode for the next builds; the folder is whole or not there."""
+    temporary = store.with_name(f".{store.name}.{os.getpid()}.part")
+    temporary.mkdir(parents=True)
+    for path in compiled:
+        if (prefix / path).exists():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            place(prefix / path, temporary / path)
+    os.replace(temporary, store)

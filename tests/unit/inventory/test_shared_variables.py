@@ -1,0 +1,56 @@
+"""Variables of inventories/shared that follow the machine and the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+
+
+def value(name: str, **environment: str) -> Any:
+    """What a variable of local-gateway-1 is, on a controller with these environment variables."""
+    rest = {key: text for key, text in os.environ.items() if key not in BUNDLES}
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ansible"),
+            "local-gateway-1",
+            "--connection=local",
+            "--module-name=ansible.builtin.debug",
+            f"--args=msg={{{{ {name} }}}}",
+        ],
+        cwd=ROOT,
+        env={**rest, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    document = json.loads(done.stdout[done.stdout.index("{") :])
+    return document["plays"][0]["tasks"][0]["hosts"]["local-gateway-1"]["msg"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ""),
+        ({"SSL_CERT_FILE": "/a.pem"}, "/a.pem"),
+        ({"REQUESTS_CA_BUNDLE": "/b.pem"}, "/b.pem"),
+        ({"SSL_CERT_FILE": "/a.pem", "REQUESTS_CA_BUNDLE": "/b.pem"}, "/a.pem"),
+    ],
+)
+def test_ca_bundle_is_the_one_that_this_machine_trusts(
+    environment: dict[str, str], expected: str
+) -> None:
+    assert value("controller_ca_file", **environment) == expected
+
+
+def test_a_connection_of_one_checkout_is_not_used_by_another() -> None:
+    ours, theirs = (value("ansible_control_path", GROUNDCREW_ROOT=root) for root in ("/a", "/b"))
+    assert ours != theirs and ours == value("ansible_control_path", GROUNDCREW_ROOT="/a")
