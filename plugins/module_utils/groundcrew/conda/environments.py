@@ -462,6 +462,9 @@ def _listed(prefix: Path, known: _Known) -> dict[str, list[Any]]:
     for entry in files.walk(prefix):
         package, sha256, portable = known.get(entry.path, ("", None, None))
         if package == "" and entry.is_bytecode:
+            # Python runs it without a look at its source, so it counts; but another host's may have been compiled at another path.
+            digest = files.sha256(f"{prefix}/{entry.path}", entry.size)
+            listed[entry.path] = ["file", digest, entry.size, "", ""]
             continue
         if entry.link is not None:
             listed[entry.path] = ["link", entry.link, 0, package, None]
