@@ -7,7 +7,6 @@ keeps it until it ends.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import csv
 import json
@@ -271,6 +270,9 @@ def _build(
     settings: Settings,
 ) -> int:
     """Returns the number of files that were downloaded."""
+    # Here and not above: an unchanged environment needs none of it.
+    import asyncio
+
     rattler = tools.rattler(layout)
     from rattler.config import Config
     from rattler.package_cache import PackageCache, ValidationMode
@@ -330,6 +332,8 @@ async def _records(
     rattler: Any, layout: Layout, packages: PlatformLock, settings: Settings
 ) -> tuple[list[Any], int]:
     """What rattler needs to know of each package, read from its file, whose hash is checked on the way; a damaged one is fetched anew."""
+    import asyncio
+
     again = 0
     records = []
     paths = [downloads.path_of(layout.archives, package) for package in packages.conda]
