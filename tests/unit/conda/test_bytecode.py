@@ -37,7 +37,8 @@ class PythonHost(Host):
         return path
 
     def runs(self, name: str) -> str:
-        command = [str(self.file(name, "bin/python")), "-c", "import module"]
+        # Isolated: the tests' own PYTHONPYCACHEPREFIX would hide the bytecode.
+        command = [str(self.file(name, "bin/python")), "-I", "-c", "import module"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -54,7 +55,10 @@ def spoil(path: Path) -> None:
     path.write_bytes(content.replace(b"right", b"wrong"))
 
 
-def test_bytecode_is_compiled_once_and_shared(host: PythonHost) -> None:
+def test_bytecode_is_compiled_once_and_shared(
+    host: PythonHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "elsewhere"))
     host.build("a")
     host.build("b")
     assert host.runs("a") == host.runs("b") == "right\n"

@@ -31,7 +31,7 @@ def add(
     if not python.exists() or not any(modules.values()):
         return
     tag = subprocess.run(
-        [str(python), "-c", "import sys; print(sys.implementation.cache_tag)"],
+        [str(python), "-I", "-c", "import sys; print(sys.implementation.cache_tag)"],
         capture_output=True,
         text=True,
         check=True,
@@ -64,7 +64,8 @@ def add(
 def _compile(python: Path, modules: Sequence[str]) -> None:
     """By as many processes as there are processors: compileall's own workers are for folders only."""
     workers = min(os.cpu_count() or 1, 8)
-    command = ["nice", str(python), "-m", "compileall", "-q"]
+    # Isolated: PYTHONPYCACHEPREFIX of whoever runs this would put the bytecode elsewhere.
+    command = ["nice", str(python), "-I", "-m", "compileall", "-q"]
     command += ["--invalidation-mode", "unchecked-hash", "-i", "-"]
     running = []
     for number in range(workers):
