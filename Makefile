@@ -8,7 +8,7 @@ playbook := .venv/bin/ansible-playbook
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
-.PHONY: help setup deploy verify clean test lint unit readmes lock lock-export lock-requirements
+.PHONY: help setup deploy verify clean test lint unit bench readmes lock lock-export lock-requirements
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ lint: ## Run the linters alone
 
 unit: ## Run the unit tests alone
 	@tests/run unit
+
+bench: ## Measure Conda environments against pip and uv on this machine (build/bench/conda.json)
+	@./setup.sh dev
+	@.venv/bin/python tests/bench/conda.py
 
 readmes: ## Write the variable tables of the roles' READMEs from their argument specs
 	@./setup.sh dev

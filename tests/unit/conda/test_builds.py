@@ -31,6 +31,7 @@ from groundcrew.errors import GroundcrewError
 from interpreters import CPYTHON, PYPY
 from package_index import Wheel, make_index, sha256
 from rattler.index import index_fs
+from real_python import REAL_PYTHON, SITE
 
 MODULE_UTILS = Path(environments.__file__).parents[2]
 NOBODY = 65534
@@ -410,16 +411,6 @@ def test_a_file_that_was_edited_in_one_environment_does_not_get_into_the_next(ho
 # The pip section
 
 
-SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-REAL_PYTHON = Package(
-    "python",
-    f"{sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}",
-    files={
-        "pyvenv.cfg": f"home = {sys.base_prefix}/bin\ninclude-system-site-packages = false\n",
-        "bin/python": Link(os.path.realpath(sys.executable)),
-        f"{SITE}/README.txt": "",
-    },
-)
 HELLO = Wheel("hello_there", "1.0")
 
 

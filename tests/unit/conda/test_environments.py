@@ -51,6 +51,7 @@ def test_upgrade_switches_in_one_step_and_rollback_goes_back(host: Host) -> None
     report = drift.scan(host.layout, "a")
     assert not report["ok"] and "the lock of this host is" in report["notes"][0]
     # The lock restored from git: nothing to build any more, and nothing to complain about.
+    assert host.ensure("a", ONE).action == "noted"
     assert host.ensure("a", ONE).action == "same"
     assert drift.scan(host.layout, "a")["ok"]
     assert host.ensure("a", TWO).action == "switched"

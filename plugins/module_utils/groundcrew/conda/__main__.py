@@ -13,11 +13,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import GroundcrewError
-from . import drift, environments
+from . import drift
 from .layout import Layout, read_json
+
+if TYPE_CHECKING:
+    from . import environments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+# `environments` brings what downloads and builds need, a tenth of a second of imports: the drift check does without.
+
+
 def settings(layout: Layout) -> environments.Settings:
     """As the last deploy had them."""
+    from . import environments
+
     kept = read_json(layout.root / "settings.json") or {}
     return environments.Settings(**kept)
 
@@ -81,6 +89,8 @@ def _drift(layout: Layout, options: Any) -> int:
 
 
 def _heal(layout: Layout, options: Any) -> int:
+    from . import environments
+
     (name,) = options.names
     lock = layout.lock_path(name)
     if not lock.exists():
@@ -94,6 +104,8 @@ def _heal(layout: Layout, options: Any) -> int:
 
 
 def _rollback(layout: Layout, options: Any) -> int:
+    from . import environments
+
     done = environments.rollback(layout, options.names[0])
     print(
         f"{done.name}: {done.before} -> {done.build}. The next deploy goes to its lock's build again."
@@ -102,6 +114,8 @@ def _rollback(layout: Layout, options: Any) -> int:
 
 
 def _prune(layout: Layout, _: Any) -> int:
+    from . import environments
+
     removed = environments.prune(layout)
     print(f"removed: {', '.join(removed) or 'nothing'}")
     return 0

@@ -13,8 +13,11 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..errors import GroundcrewError
 from . import files
-from .layout import Layout
+from .layout import Layout, read_json, write_json
+
+_DIGESTS = "digests.json"
 
 
 def add(
@@ -42,13 +45,14 @@ def add(
     new: dict[str, list[str]] = {}
     for sha256, paths in modules.items():
         store = layout.bytecode / f"{sha256}-{tag}"
-        if not sha256 or not store.is_dir():
+        kept = _kept(store) if sha256 else None
+        if kept is None:
             new[sha256] = [m for m in paths if not (prefix / compiled(m)).exists()]
             continue
-        for entry in files.walk(store):
-            target = prefix / entry.path
+        for path in kept:
+            target = prefix / path
             target.parent.mkdir(exist_ok=True)
-            place(store / entry.path, target)
+            place(store / path, target)
     if not any(new.values()):
         return
     _compile(python, [str(prefix / module) for paths in new.values() for module in paths])
@@ -80,14 +84,32 @@ def _compile(python: Path, modules: Sequence[str]) -> None:
         process.wait()
 
 
+def _kept(store: Path) -> list[str] | None:
+    """The bytecode of a package as it was kept; None when it is not there, or somebody changed it in an environment that shares it."""
+    try:
+        digests = read_json(store / _DIGESTS)
+    except GroundcrewError:
+        digests = None
+    if digests is not None:
+        found = files.sha256_of_many([(f"{store}/{path}", 0) for path in digests])
+        if found == list(digests.values()):
+            return list(digests)
+    files.remove_tree(store)
+    return None
+
+
 def _store(
     store: Path, prefix: Path, compiled: Iterable[str], place: Callable[[Path, Path], object]
 ) -> None:
     """Keep a package's bytecode for the next builds; the folder is whole or not there."""
     temporary = store.with_name(f".{store.name}.{os.getpid()}.part")
+    files.remove_tree(temporary)
     temporary.mkdir(parents=True)
+    digests = {}
     for path in compiled:
         if (prefix / path).exists():
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
             place(prefix / path, temporary / path)
+            digests[path] = files.sha256(f"{prefix}/{path}")
+    write_json(temporary / _DIGESTS, digests)
     os.replace(temporary, store)

@@ -7,7 +7,6 @@ keeps it until it ends.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import csv
 import json
@@ -271,6 +270,9 @@ def _build(
     settings: Settings,
 ) -> int:
     """Returns the number of files that were downloaded."""
+    # Here and not above: an unchanged environment needs none of it.
+    import asyncio
+
     rattler = tools.rattler(layout)
     from rattler.config import Config
     from rattler.package_cache import PackageCache, ValidationMode
@@ -330,6 +332,8 @@ async def _records(
     rattler: Any, layout: Layout, packages: PlatformLock, settings: Settings
 ) -> tuple[list[Any], int]:
     """What rattler needs to know of each package, read from its file, whose hash is checked on the way; a damaged one is fetched anew."""
+    import asyncio
+
     again = 0
     records = []
     paths = [downloads.path_of(layout.archives, package) for package in packages.conda]
@@ -462,6 +466,9 @@ def _listed(prefix: Path, known: _Known) -> dict[str, list[Any]]:
     for entry in files.walk(prefix):
         package, sha256, portable = known.get(entry.path, ("", None, None))
         if package == "" and entry.is_bytecode:
+            # Python runs it without a look at its source, so it counts; but another host's may have been compiled at another path.
+            digest = files.sha256(f"{prefix}/{entry.path}", entry.size)
+            listed[entry.path] = ["file", digest, entry.size, "", ""]
             continue
         if entry.link is not None:
             listed[entry.path] = ["link", entry.link, 0, package, None]
