@@ -119,8 +119,9 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
     host.run(
         f"env {environment} in-env {DIGITS} python -c \"import os, boto3; c = boto3.client('s3');"
         " d = '/srv/models/conda_digits/1/'; os.makedirs(d, exist_ok=True);"
+        " found = c.list_objects_v2(Bucket='groundcrew-test-store', Prefix='models/conda_digits/1/')['Contents'];"
         " [c.download_file('groundcrew-test-store', o['Key'], d + o['Key'].rsplit('/')[-1])"
-        " for o in c.list_objects_v2(Bucket='groundcrew-test-store', Prefix='models/conda_digits/1/')['Contents'] if 'claim' not in o['Key']]\""
+        " for o in found if 'claim' not in o['Key']]\""
     )
     done = host.run(
         f"env {environment} JOB=conda_digits MODEL_DIRECTORY=/srv/models/conda_digits/1"
