@@ -144,18 +144,17 @@ class Bench:
     def prepare(self) -> int:
         """Warm caches, and enough files to scan; returns their number.
 
-        Two environments of every package of the channel: one linked into the cache, so that the cache is compared too, and one of
-        copies (no shared inodes); then smaller ones of copies until there are enough. All of them are files of real wheels.
+        An environment of every package of the channel, linked into the cache, so that the cache is compared too; then copies (no
+        shared inodes) of the one that is installed above, until there are enough. All of them are files of real wheels.
         """
         self.ensure(self.root, "one", "built")
         self.uv_warm()
         layout = Layout(self.folder / "scanned")
         everything = locked(self.folder, "everything", PACKAGES + MORE).read_text()
-        little = locked(self.folder, "little", ("boto3", "pip")).read_text()
         scanned, count = 0, 0
         while scanned < SCANNED:
             settings = environments.Settings({"local": CHANNEL.as_uri()}, hard_links=count == 0)
-            text = everything if count < 2 else little
+            text = everything if count == 0 else self.lock.read_text()
             done = environments.ensure(layout, f"scanned{count}", text, settings)
             scanned += sum(1 for _ in files.walk(layout.build(done.build)))
             count += 1
