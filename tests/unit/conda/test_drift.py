@@ -72,6 +72,7 @@ def test_empty_and_large_files_are_hashed_whole(tmp_path: Path) -> None:
         paths.append((str(tmp_path / str(number)), len(content)))
     expected = [files.hashlib.sha256(content).hexdigest() for content in contents]
     assert files.sha256_of_many(paths) == expected
+    assert [files.sha256(path) for path, _ in paths] == expected
     # A file that grew or shrank since it was measured.
     assert files.sha256_of_many([(path, size // 2) for path, size in paths]) == expected
     assert files.sha256_of_many([(path, size * 2 + 1) for path, size in paths]) == expected
