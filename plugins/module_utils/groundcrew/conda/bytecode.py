@@ -22,14 +22,14 @@ _DIGESTS = "digests.json"
 
 def add(
     layout: Layout, prefix: Path, modules: Mapping[str, Sequence[str]], hard_links: bool
-) -> None:
-    """Compile what is not compiled. ``modules`` are the .py files by the sha256 of their package, "" for those that no cache knows.
+) -> dict[str, str]:
+    """Compile what is not compiled; returns the SHA-256 of what came from the cache, by path. ``modules`` are the .py files by the sha256 of their package, "" for those that no cache knows.
 
     What Python cannot compile (files for another version, templates) stays without, as pip leaves it.
     """
     python = prefix / "bin/python"
     if not python.exists() or not any(modules.values()):
-        return
+        return {}
     tag = subprocess.run(
         [str(python), "-I", "-c", "import sys; print(sys.implementation.cache_tag)"],
         capture_output=True,
@@ -41,7 +41,8 @@ def add(
         folder, name = os.path.split(module)
         return os.path.join(folder, "__pycache__", f"{name[:-3]}.{tag}.pyc")
 
-    place: Callable[[Path, Path], object] = os.link if hard_links else shutil.copyfile
+    place: Callable[[str, str], object] = os.link if hard_links else shutil.copyfile
+    known: dict[str, str] = {}
     new: dict[str, list[str]] = {}
     for sha256, paths in modules.items():
         store = layout.bytecode / f"{sha256}-{tag}"
@@ -49,16 +50,18 @@ def add(
         if kept is None:
             new[sha256] = [m for m in paths if not (prefix / compiled(m)).exists()]
             continue
+        for folder in {os.path.dirname(path) for path in kept}:
+            os.makedirs(f"{prefix}/{folder}", exist_ok=True)
         for path in kept:
-            target = prefix / path
-            target.parent.mkdir(exist_ok=True)
-            place(store / path, target)
+            place(f"{store}/{path}", f"{prefix}/{path}")
+        known.update(kept)
     if not any(new.values()):
-        return
+        return known
     _compile(python, [str(prefix / module) for paths in new.values() for module in paths])
     for sha256, paths in new.items():
         if sha256:
             _store(layout.bytecode / f"{sha256}-{tag}", prefix, map(compiled, paths), place)
+    return known
 
 
 def _compile(python: Path, modules: Sequence[str]) -> None:
@@ -85,8 +88,8 @@ def _compile(python: Path, modules: Sequence[str]) -> None:
         process.wait()
 
 
-def _kept(store: Path) -> list[str] | None:
-    """The bytecode of a package as it was kept; None when it is not there, or somebody changed it in an environment that shares it."""
+def _kept(store: Path) -> dict[str, str] | None:
+    """Path and SHA-256 of a package's bytecode as it was kept; None when it is not there, or somebody changed it in an environment that shares it."""
     try:
         digests = read_json(store / _DIGESTS)
     except GroundcrewError:
@@ -94,13 +97,13 @@ def _kept(store: Path) -> list[str] | None:
     if digests is not None:
         found = files.sha256_of_many([(f"{store}/{path}", 0) for path in digests])
         if found == list(digests.values()):
-            return list(digests)
+            return digests
     files.remove_tree(store)
     return None
 
 
 def _store(
-    store: Path, prefix: Path, compiled: Iterable[str], place: Callable[[Path, Path], object]
+    store: Path, prefix: Path, compiled: Iterable[str], place: Callable[[str, str], object]
 ) -> None:
     """Keep a package's bytecode for the next builds; the folder is whole or not there."""
     temporary = store.with_name(f".{store.name}.{os.getpid()}.part")
@@ -110,7 +113,7 @@ def _store(
     for path in compiled:
         if (prefix / path).exists():
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            place(prefix / path, temporary / path)
+            place(f"{prefix}/{path}", f"{temporary}/{path}")
             digests[path] = files.sha256(f"{prefix}/{path}")
     write_json(temporary / _DIGESTS, digests)
     os.replace(temporary, store)

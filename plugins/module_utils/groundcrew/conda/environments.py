@@ -312,7 +312,7 @@ def _build(
             EXTERNALLY_MANAGED.format(name=name)
         )
     installed, known = _installed(prefix, {p.name: p for p in packages.conda})
-    bytecode.add(layout, prefix, _modules(installed, known), settings.hard_links)
+    compiled = bytecode.add(layout, prefix, _modules(installed, known), settings.hard_links)
     files.protect(prefix)
     write_json(
         layout.record_path(build),
@@ -322,7 +322,7 @@ def _build(
             "platform": settings.platform,
             "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "packages": installed,
-            "files": _listed(prefix, known),
+            "files": _listed(prefix, known, compiled),
         },
     )
     return downloaded
@@ -460,14 +460,14 @@ def _modules(packages: Mapping[str, Mapping[str, Any]], known: _Known) -> dict[s
     return found
 
 
-def _listed(prefix: Path, known: _Known) -> dict[str, list[Any]]:
+def _listed(prefix: Path, known: _Known, compiled: Mapping[str, str]) -> dict[str, list[Any]]:
     """Every file of a finished build: what the drift scan compares with."""
     listed: dict[str, list[Any]] = {}
     for entry in files.walk(prefix):
         package, sha256, portable = known.get(entry.path, ("", None, None))
         if package == "" and entry.is_bytecode:
             # Python runs it without a look at its source, so it counts; but another host's may have been compiled at another path.
-            digest = files.sha256(f"{prefix}/{entry.path}", entry.size)
+            digest = compiled.get(entry.path) or files.sha256(f"{prefix}/{entry.path}", entry.size)
             listed[entry.path] = ["file", digest, entry.size, "", ""]
             continue
         if entry.link is not None:
