@@ -23,7 +23,9 @@ _DIGESTS = "digests.json"
 def add(
     layout: Layout, prefix: Path, modules: Mapping[str, Sequence[str]], hard_links: bool
 ) -> dict[str, str]:
-    """Compile what is not compiled; returns the SHA-256 of what came from the cache, by path. ``modules`` are the .py files by the sha256 of their package, "" for those that no cache knows.
+    """Compile what is not compiled; returns the SHA-256 of what came from the cache, by path.
+
+    ``modules`` are the .py files by the sha256 of their package, "" for those that no cache knows.
 
     What Python cannot compile (files for another version, templates) stays without, as pip leaves it.
     """
@@ -89,7 +91,10 @@ def _compile(python: Path, modules: Sequence[str]) -> None:
 
 
 def _kept(store: Path) -> dict[str, str] | None:
-    """Path and SHA-256 of a package's bytecode as it was kept; None when it is not there, or somebody changed it in an environment that shares it."""
+    """Path and SHA-256 of a package's bytecode as it was kept.
+
+    None when it is not there, or somebody changed it in an environment that shares it.
+    """
     try:
         digests = read_json(store / _DIGESTS)
     except GroundcrewError:
