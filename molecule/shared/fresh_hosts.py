@@ -118,6 +118,7 @@ class Hosts:
                 read_user_data(self.ec2, instance.id),
             )
         self._write_known_hosts(image.labels["groundcrew.known_hosts"] for image in kept.values())
+        self._write_config()
         for host in self.hosts:
             wait_for_sshd(host["private_address"])
         return True
@@ -135,13 +136,7 @@ class Hosts:
             for older in self.engine.images.list(f"{REPOSITORY}:{name}"):
                 self.engine.images.remove(older.id, force=True)
             container.commit(REPOSITORY, name, changes=changes)
-        (self.ssh / "config").write_text(
-            "".join(
-                f"Host {host['name']}\n  HostName {host['private_address']}\n"
-                for host in self.hosts
-            )
-            + SSH_CONFIG.format(user=self.document["deploy_user"], directory=self.ssh)
-        )
+        self._write_config()
 
     def _image(self, host: dict[str, Any], alive: dict[str, Any]) -> Any:
         """The kept image of a host if it is of the present instance and made as it would be made today."""
@@ -155,6 +150,12 @@ class Hosts:
             if (image.labels["groundcrew.instance"], image.labels["groundcrew.recipe"]) == wanted
             else None
         )
+
+    def _write_config(self) -> None:
+        """How testinfra reaches the hosts."""
+        hosts = (f"Host {h['name']}\n  HostName {h['private_address']}\n" for h in self.hosts)
+        common = SSH_CONFIG.format(user=self.document["deploy_user"], directory=self.ssh)
+        (self.ssh / "config").write_text("".join(hosts) + common)
 
     def _write_known_hosts(self, lines: Any) -> None:
         (self.ssh / "known_hosts").write_text("".join(line + "\n" for line in lines))
