@@ -33,6 +33,7 @@ options:
       tmpfs: {type: list, elements: str, description: "Paths in memory; [/tmp] when left out."}
       port: {type: int, description: Port on which the container listens.}
       host_port: {type: int, description: Even port on bind_address that leads to it.}
+      extra_ports: {type: dict, description: "More of them: even port on bind_address -> port in the container."}
       network: {type: str, description: "bridge (when left out) or host."}
       ready:
         type: dict
@@ -49,6 +50,11 @@ options:
       drain_seconds: {type: int, description: Seconds the gateway gives open requests.}
       stop_seconds: {type: int, description: Seconds between SIGTERM and SIGKILL.}
       manifest_sha256: {type: str, description: "sha256 of the model's manifest."}
+      backend:
+        type: dict
+        description: >-
+          A second container that only this one reaches, at BACKEND_HOST and BACKEND_PORT: image, port, env, env_file, mounts,
+          tmpfs, extra_ports, resources, command, user, read_only, cap_add, config, secrets.
       absent: {type: bool, description: Stop and remove the service.}
   remove:
     description: Names of services to stop and remove.
@@ -127,7 +133,7 @@ from ansible.module_utils.groundcrew.release import (
     summary,
     without_engine,
 )
-from ansible.module_utils.groundcrew.service_map import parse_services
+from ansible.module_utils.groundcrew.service_map import BACKEND_KEYS, parse_services
 
 SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
@@ -138,6 +144,7 @@ SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "tmpfs": {"type": "list", "elements": "str"},
     "port": {"type": "int"},
     "host_port": {"type": "int"},
+    "extra_ports": {"type": "dict"},
     "network": {"type": "str"},
     "ready": {"type": "dict"},
     "ready_timeout_seconds": {"type": "float"},
@@ -155,6 +162,12 @@ SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "stop_seconds": {"type": "int"},
     "manifest_sha256": {"type": "str"},
     "absent": {"type": "bool"},
+}
+
+
+SERVICE_OPTIONS["backend"] = {
+    "type": "dict",
+    "options": {key: SERVICE_OPTIONS[key] for key in BACKEND_KEYS},
 }
 
 

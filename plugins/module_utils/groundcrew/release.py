@@ -31,7 +31,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import golden
-from .container_engine import Container, ContainerState, Engine, create_arguments
+from .container_engine import (
+    Container,
+    ContainerState,
+    Engine,
+    backend_arguments,
+    create_arguments,
+)
 from .errors import GroundcrewError
 from .service_map import (
     DEFAULTS,
@@ -100,12 +106,22 @@ class Host(Protocol):
 class LinuxHost:
     """Host for real."""
 
+    def __init__(self, nvidia: Path = Path("/proc/driver/nvidia")) -> None:
+        self._nvidia = nvidia
+
     def check_files(self, service: Service) -> None:
-        for mount in service.mounts:
-            if not Path(mount.source).exists():
+        for part in service.parts:
+            for mount in part.mounts:
+                if not Path(mount.source).exists():
+                    raise GroundcrewError(
+                        f"service {service.name}: {mount.source}, mounted at {mount.target}, does "
+                        f"not exist on this host."
+                    )
+            if part.gpus is not None and not self._nvidia.exists():
                 raise GroundcrewError(
-                    f"service {service.name}: {mount.source}, mounted at {mount.target}, does not "
-                    f"exist on this host."
+                    f"service {service.name}: resources.gpus is {part.gpus}, and this host has no "
+                    f"GPU ({self._nvidia} is missing). Give it a fleet of hosts that have one, or "
+                    f"remove gpus."
                 )
         if service.ready.golden is not None:
             golden.load(service.ready.golden)
@@ -373,8 +389,9 @@ class Releaser:
             # serves.
             if not any(c.state == "running" and c.port == service.listening_port for c in before):
                 self._wait_for_port(service)
-            if not self._engine.has_image(service.image):
-                self._engine.pull(service.image)
+            for part in service.parts:
+                if not self._engine.has_image(part.image):
+                    self._engine.pull(part.image)
             self._create(plan, trial)
             for container in before:
                 self._containers[container.name] = container._replace(state="exited")
@@ -402,14 +419,17 @@ class Releaser:
         return ready_ms
 
     def _create(self, plan: _Plan, trial: str) -> None:
-        arguments = create_arguments(
-            plan.service,
-            release=plan.release,
-            family=self._family,
-            bind_address=self._address,
-            files=self._write(plan),
+        files, backend_files = self._write(plan)
+        common = {
+            "release": plan.release,
+            "family": self._family,
+            "bind_address": self._address,
+        }
+        self._engine.create(
+            trial,
+            create_arguments(plan.service, files=files, **common),
+            backend_arguments(plan.service, files=backend_files, **common),
         )
-        self._engine.create(trial, arguments)
         self._containers[trial] = Container(
             name=trial,
             state="running",
@@ -548,32 +568,31 @@ class Releaser:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    def _write(self, plan: _Plan) -> dict[str, str]:
-        """Write a release's config and secrets into its directory; gives path in the container ->
-        file on the host.
+    def _write(self, plan: _Plan) -> tuple[dict[str, str], ...]:
+        """Write a release's config and secrets into its directory; gives, for the container and for
+        its backend, path in the container -> file on the host.
         """
         service = plan.service
         directory = self._state / service.name / plan.release
         partial = directory.with_name(f".{plan.release}.partial")
-        files: dict[str, str] = {}
+        files: tuple[dict[str, str], ...] = ({}, {})
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            for folder, mode in (
-                (partial, 0o755),
-                (partial / "config", 0o755),
-                (partial / "secrets", 0o700),
-            ):
-                folder.mkdir(parents=True)
-                folder.chmod(mode)
-            for kind, contents in (("config", service.config), ("secrets", service.secrets)):
-                for number, (target, content) in enumerate(sorted(contents.items())):
-                    # Numbered: two targets may end in the same file name.
-                    file = f"{number:02d}-{Path(target).name}"
-                    if kind == "secrets":
-                        _write_file(partial / kind / file, content, 0o400, service.uid_gid)
-                    else:
-                        _write_file(partial / kind / file, content, 0o444)
-                    files[target] = str(directory / kind / file)
+            partial.mkdir(parents=True)
+            partial.chmod(0o755)
+            for part, prefix, own in zip(service.parts, ("", "backend-"), files, strict=False):
+                for kind, contents in (("config", part.config), ("secrets", part.secrets)):
+                    folder = partial / f"{prefix}{kind}"
+                    folder.mkdir()
+                    folder.chmod(0o700 if kind == "secrets" else 0o755)
+                    for number, (target, content) in enumerate(sorted(contents.items())):
+                        # Numbered: two targets may end in the same file name.
+                        file = f"{number:02d}-{Path(target).name}"
+                        if kind == "secrets":
+                            _write_file(folder / file, content, 0o400, part.uid_gid)
+                        else:
+                            _write_file(folder / file, content, 0o444)
+                        own[target] = str(directory / folder.name / file)
             record = {"fingerprint": plan.parts, "map": public_map(service)}
             _write_file(
                 partial / "release.json", json.dumps(record, indent=1, sort_keys=True), 0o600
@@ -592,6 +611,7 @@ class Releaser:
         """Remove directories of releases of which no container is left."""
         with contextlib.suppress(GroundcrewError, OSError):
             self._refresh()
+            self._engine.prune()
             kept = {
                 (container.service, container.release) for container in self._containers.values()
             }
@@ -682,7 +702,7 @@ def _fault(state: ContainerState) -> str | None:
 
 def _env_files(service: Service, check: bool) -> dict[str, str]:
     contents = {}
-    for path in service.env_file:
+    for path in (path for part in service.parts for path in part.env_file):
         try:
             contents[path] = Path(path).read_text(encoding="utf-8")
         except OSError as error:
