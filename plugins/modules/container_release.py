@@ -67,6 +67,12 @@ options:
         are not in the list are removed. One whose port a new service takes is kept as its way back.
     type: str
     default: ""
+  rollback:
+    description:
+      - Instead of releasing, go back to the release before the present one of this service, or of the
+        service <rollback>-<version>. It has to become ready, or the present one is started again.
+    type: str
+    default: ""
   bind_address:
     description: Private address of the host on which ports are published and readiness is asked.
     type: str
@@ -112,10 +118,12 @@ services:
     image: {type: str, description: Image with digest.}
     action:
       type: str
-      description: One of none, created, replaced, started, cleaned, removed, absent.
+      description: One of none, created, replaced, started, cleaned, removed, absent, rolled back.
+    changes: {type: list, description: Keys of the map that differ; of a rollback what served before.}
     ready_ms: {type: int, description: Milliseconds from start to ready; null if nothing started.}
 """
 
+import contextlib
 import shutil
 import signal
 from types import FrameType
@@ -189,6 +197,7 @@ def _result(outcomes: list[Outcome], check: bool) -> dict[str, Any]:
                 "release": outcome.release,
                 "image": outcome.image,
                 "action": outcome.action,
+                "changes": outcome.changes,
                 "ready_ms": outcome.ready_ms,
             }
             for outcome in outcomes
@@ -208,6 +217,7 @@ def main() -> None:
             },
             "remove": {"type": "list", "elements": "str", "default": []},
             "family": {"type": "str", "default": ""},
+            "rollback": {"type": "str", "default": ""},
             "bind_address": {"type": "str", "required": True},
             "state_directory": {"type": "path", "default": "/var/lib/groundcrew/services"},
             "engine_command": {"type": "str", "default": "docker"},
@@ -222,7 +232,11 @@ def main() -> None:
     try:
         services = parse_services(parameters["services"])
         remove, address = parameters["remove"], parameters["bind_address"]
-        if check and shutil.which(parameters["engine_command"]) is None:
+        if (
+            not parameters["rollback"]
+            and check
+            and shutil.which(parameters["engine_command"]) is None
+        ):
             outcomes = without_engine(services, remove, address)
             module.exit_json(**_result(outcomes, check))
         releaser = Releaser(
@@ -233,11 +247,13 @@ def main() -> None:
             family=parameters["family"],
             log=module.log,
         )
-        if check:
-            outcomes = releaser.run(services, remove, check=True)
-        else:
-            with lock(parameters["state_directory"]):
-                outcomes = releaser.run(services, remove)
+        back = parameters["rollback"]
+        with contextlib.nullcontext() if check else lock(parameters["state_directory"]):
+            outcomes = (
+                [releaser.rollback(back, check=check)]
+                if back
+                else releaser.run(services, remove, check=check)
+            )
     except ReleaseError as error:
         module.fail_json(msg=str(error), **_result(error.done, check))
     except GroundcrewError as error:

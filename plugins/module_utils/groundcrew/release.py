@@ -71,7 +71,8 @@ class Outcome:
     """What was done, or in check mode would be done, for one service.
 
     action: none; created; replaced; started, the same release, which was stopped; cleaned, only
-    what an interrupted run left was removed; removed; absent, there was nothing to remove.
+    what an interrupted run left was removed; removed; absent, there was nothing to remove; rolled
+    back, to the release before.
     """
 
     name: str
@@ -228,6 +229,8 @@ class Releaser:
         done: list[Outcome] = []
         try:
             for plan in plans:
+                self._end_rollback(plan.service)
+            for plan in plans:
                 done.append(self._apply(plan, wanted, ours))
             for outcome in removals:
                 self._remove_service(outcome.name)
@@ -238,6 +241,73 @@ class Releaser:
         if any(outcome.changed for outcome in done):
             self._sweep()
         return done
+
+    def rollback(self, name: str, *, check: bool = False) -> Outcome:
+        """Go back to the release before the present one of service `name`, or `name-<version>`.
+
+        What goes is kept in its place, so a second rollback goes forward again. Raises
+        GroundcrewError when none is kept here, or several services are meant; ReleaseError when the
+        old one did not become ready, and the present one serves again.
+        """
+        self._refresh()
+        pattern = re.compile(re.escape(name) + r"(-[0-9]+)?")
+        found = sorted(
+            container.name
+            for container in self._containers.values()
+            if container.service
+            and pattern.fullmatch(container.name)
+            and container.name + PREVIOUS in self._containers
+        )
+        if len(found) != 1:
+            known = ", ".join(found) or "none"
+            raise GroundcrewError(
+                f"{name}: services that have a release before the present one on this host: {known}. "
+                + ("Name the one you mean." if found else "There is nothing to go back to.")
+            )
+        present = self._containers[found[0]]
+        previous = self._containers[found[0] + PREVIOUS]
+        stored = self._stored(previous).get("map")
+        if not stored:
+            raise GroundcrewError(
+                f"{found[0]}: the record of release {previous.release} is lost, so it cannot be "
+                f"told when it is ready. Deploy its version instead."
+            )
+        service = parse_service(stored)
+        back = previous.service
+        if back != present.name and back in self._containers:
+            raise GroundcrewError(f"{found[0]}: {back}, to which it would go back, runs as well.")
+        self._host.check_files(service)
+        changes = [f"{present.name}, release {present.release}"]
+        if check:
+            return Outcome(back, previous.release, service.image, "rolled back", None, changes)
+        begun = self._host.monotonic()
+        try:
+            self._engine.stop(present.name, service.stop_seconds)
+            self._wait_for_port(service)
+            begun = self._host.monotonic()
+            self._engine.start(previous.name)
+            self._wait(previous.name, service)
+        except BaseException as error:
+            tail = self._tail(previous.name) if isinstance(error, GroundcrewError) else ""
+            with contextlib.suppress(GroundcrewError):
+                self._engine.stop(previous.name, service.stop_seconds)
+            self._containers[present.name] = present._replace(state="exited")
+            said = self._restore(present.name, [present])
+            if not isinstance(error, GroundcrewError):
+                raise
+            raise ReleaseError(
+                f"{present.name}: release {previous.release} did not come back: "
+                f"{str(error).rstrip('.')}. {said}{tail}"
+            ) from error
+        # By way of the name of a trial: a run that is killed here leaves what the next one mends.
+        self._discard(back + NEXT)
+        self._rename(present.name, back + NEXT)
+        self._rename(previous.name, back)
+        self._discard(back + PREVIOUS)
+        self._rename(back + NEXT, back + PREVIOUS)
+        return Outcome(
+            back, previous.release, service.image, "rolled back", self._since(begun), changes
+        )
 
     # -- deciding
 
@@ -339,6 +409,13 @@ class Releaser:
         if plan.action in ("created", "replaced"):
             return self._outcome(plan, self._release(plan, wanted, ours))
         return self._outcome(plan)
+
+    def _end_rollback(self, service: Service) -> None:
+        """Stop the release before, which only a rollback that was killed leaves running."""
+        previous = self._containers.get(service.name + PREVIOUS)
+        if previous is not None and previous.state == "running":
+            self._engine.stop(previous.name, service.stop_seconds)
+            self._containers[previous.name] = previous._replace(state="exited")
 
     def _start_again(self, plan: _Plan, own: Container, ours: set[str]) -> int:
         """Start a stopped container of the wanted release.
@@ -660,7 +737,8 @@ def summary(outcome: Outcome, *, future: bool = False) -> str:
             f"{outcome.release or 'unknown'}"
         )
     ]
-    lines += [f"  {key} differs" for key in outcome.changes]
+    said = "from {}" if outcome.action == "rolled back" else "{} differs"
+    lines += [f"  {said.format(change)}" for change in outcome.changes]
     return "\n".join(lines) + "\n"
 
 
