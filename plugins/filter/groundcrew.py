@@ -24,6 +24,8 @@ from groundcrew.services import (  # noqa: E402
     application_service,
     expand_models,
     expand_services,
+    framework_images,
+    frameworks,
     in_fleets,
     prediction_service,
 )
@@ -74,6 +76,8 @@ class FilterModule:
             "fingerprint_comparison": _filter(fingerprint.compare),
             "fingerprint_table": _filter(fingerprint.table),
             "groundcrew_models": _filter(expand_models),
+            "groundcrew_frameworks": _filter(frameworks),
+            "groundcrew_framework_images": _filter(framework_images),
             "groundcrew_services": _filter(expand_services),
             "groundcrew_in_fleets": _filter(in_fleets),
             "groundcrew_prediction_service": _filter(prediction_service),

@@ -99,15 +99,19 @@ def gateway_models(
     """The gateway's view of the models: [{"name", "servers"}], a server for each variant on each host of its fleet."""
     models: dict[str, list[dict[str, Any]]] = {}
     for variant in variants:
+        version = str(variant["version"])
+        said = {"version": version, "weight": variant["weight"]}
+        if "grpc_port" in variant:
+            said["grpc_port"] = variant["grpc_port"]
         servers = fleet_servers(
             variant["fleet"],
             environment,
             groups,
             hostvars,
             int(variant["host_port"]),
-            "-" + str(variant["version"]),
+            "-" + version,
         )
-        models.setdefault(variant["model"], []).extend(servers)
+        models.setdefault(variant["model"], []).extend({**server, **said} for server in servers)
     return [{"name": name, "servers": servers} for name, servers in sorted(models.items())]
 
 
@@ -142,21 +146,25 @@ def golden_checks(variants: list[dict[str, Any]], host: str, address: str) -> li
 def gateway_golden_checks(
     variants: list[dict[str, Any]], gateway_url: str, bucket: str, ca_file: str, api_key: str
 ) -> list[dict[str, Any]]:
-    """For module outcome_checks: the golden cases of each model that has one variant, asked through the gateway."""
-    models: dict[str, list[dict[str, Any]]] = {}
-    for variant in variants:
-        models.setdefault(variant["model"], []).append(variant)
+    """For module outcome_checks: the golden cases of each variant, asked through the gateway; by its version when there are others."""
+    models = [variant["model"] for variant in variants]
     return [
         {
-            "name": f"{found[0]['name']} through the gateway",
-            "url": f"{gateway_url}/v1/models/{model}:predict",
-            "golden_model": {"bucket": bucket, "model": model, "version": str(found[0]["version"])},
+            "name": f"{variant['name']} through the gateway",
+            "url": f"{gateway_url}/v1/models/{variant['model']}{path}:predict",
+            "golden_model": {
+                "bucket": bucket,
+                "model": variant["model"],
+                "version": str(variant["version"]),
+            },
             "headers": {"X-Api-Key": api_key},
             "ca_file": ca_file,
             "attempts": 10,
         }
-        for model, found in sorted(models.items())
-        if len(found) == 1
+        for variant in variants
+        for path in [
+            f"/versions/{variant['version']}" if models.count(variant["model"]) > 1 else ""
+        ]
     ]
 
 
@@ -249,12 +257,24 @@ def client_hashes(
     ]
 
 
+def chosen_image(name: str, choices: dict[str, str]) -> str:
+    """What the name of an image stands for."""
+    return choices.get(name, name)
+
+
+def chosen_images(references: dict[str, str], choices: dict[str, str]) -> dict[str, str]:
+    """The references with those of the names that stand for another image."""
+    return references | {name: references.get(choice, choice) for name, choice in choices.items()}
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Any]:
         return {
             "host_values": host_values,
+            "groundcrew_chosen_image": chosen_image,
+            "groundcrew_chosen_images": chosen_images,
             "registered": registered,
             "fleets_of": fleets_of,
             "drift_checks": drift_checks,

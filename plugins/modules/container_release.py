@@ -33,6 +33,7 @@ options:
       tmpfs: {type: list, elements: str, description: "Paths in memory; [/tmp] when left out."}
       port: {type: int, description: Port on which the container listens.}
       host_port: {type: int, description: Even port on bind_address that leads to it.}
+      extra_ports: {type: dict, description: "More of them: even port on bind_address -> port in the container."}
       network: {type: str, description: "bridge (when left out) or host."}
       ready:
         type: dict
@@ -49,6 +50,11 @@ options:
       drain_seconds: {type: int, description: Seconds the gateway gives open requests.}
       stop_seconds: {type: int, description: Seconds between SIGTERM and SIGKILL.}
       manifest_sha256: {type: str, description: "sha256 of the model's manifest."}
+      backend:
+        type: dict
+        description: >-
+          A second container that only this one reaches, at BACKEND_HOST and BACKEND_PORT: image, port, env, env_file, mounts,
+          tmpfs, extra_ports, resources, command, user, read_only, cap_add, config, secrets.
       absent: {type: bool, description: Stop and remove the service.}
   remove:
     description: Names of services to stop and remove.
@@ -59,6 +65,12 @@ options:
     description:
       - A word for all services of this list, such as prediction. Services of the same family that
         are not in the list are removed. One whose port a new service takes is kept as its way back.
+    type: str
+    default: ""
+  rollback:
+    description:
+      - Instead of releasing, go back to the release before the present one of this service, or of the
+        service <rollback>-<version>. It has to become ready, or the present one is started again.
     type: str
     default: ""
   bind_address:
@@ -106,10 +118,12 @@ services:
     image: {type: str, description: Image with digest.}
     action:
       type: str
-      description: One of none, created, replaced, started, cleaned, removed, absent.
+      description: One of none, created, replaced, started, cleaned, removed, absent, rolled back.
+    changes: {type: list, description: Keys of the map that differ; of a rollback what served before.}
     ready_ms: {type: int, description: Milliseconds from start to ready; null if nothing started.}
 """
 
+import contextlib
 import shutil
 import signal
 from types import FrameType
@@ -127,7 +141,7 @@ from ansible.module_utils.groundcrew.release import (
     summary,
     without_engine,
 )
-from ansible.module_utils.groundcrew.service_map import parse_services
+from ansible.module_utils.groundcrew.service_map import BACKEND_KEYS, parse_services
 
 SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
@@ -138,6 +152,7 @@ SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "tmpfs": {"type": "list", "elements": "str"},
     "port": {"type": "int"},
     "host_port": {"type": "int"},
+    "extra_ports": {"type": "dict"},
     "network": {"type": "str"},
     "ready": {"type": "dict"},
     "ready_timeout_seconds": {"type": "float"},
@@ -155,6 +170,12 @@ SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "stop_seconds": {"type": "int"},
     "manifest_sha256": {"type": "str"},
     "absent": {"type": "bool"},
+}
+
+
+SERVICE_OPTIONS["backend"] = {
+    "type": "dict",
+    "options": {key: SERVICE_OPTIONS[key] for key in BACKEND_KEYS},
 }
 
 
@@ -176,6 +197,7 @@ def _result(outcomes: list[Outcome], check: bool) -> dict[str, Any]:
                 "release": outcome.release,
                 "image": outcome.image,
                 "action": outcome.action,
+                "changes": outcome.changes,
                 "ready_ms": outcome.ready_ms,
             }
             for outcome in outcomes
@@ -195,6 +217,7 @@ def main() -> None:
             },
             "remove": {"type": "list", "elements": "str", "default": []},
             "family": {"type": "str", "default": ""},
+            "rollback": {"type": "str", "default": ""},
             "bind_address": {"type": "str", "required": True},
             "state_directory": {"type": "path", "default": "/var/lib/groundcrew/services"},
             "engine_command": {"type": "str", "default": "docker"},
@@ -209,7 +232,11 @@ def main() -> None:
     try:
         services = parse_services(parameters["services"])
         remove, address = parameters["remove"], parameters["bind_address"]
-        if check and shutil.which(parameters["engine_command"]) is None:
+        if (
+            not parameters["rollback"]
+            and check
+            and shutil.which(parameters["engine_command"]) is None
+        ):
             outcomes = without_engine(services, remove, address)
             module.exit_json(**_result(outcomes, check))
         releaser = Releaser(
@@ -220,11 +247,13 @@ def main() -> None:
             family=parameters["family"],
             log=module.log,
         )
-        if check:
-            outcomes = releaser.run(services, remove, check=True)
-        else:
-            with lock(parameters["state_directory"]):
-                outcomes = releaser.run(services, remove)
+        back = parameters["rollback"]
+        with contextlib.nullcontext() if check else lock(parameters["state_directory"]):
+            outcomes = (
+                [releaser.rollback(back, check=check)]
+                if back
+                else releaser.run(services, remove, check=check)
+            )
     except ReleaseError as error:
         module.fail_json(msg=str(error), **_result(error.done, check))
     except GroundcrewError as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Send requests to the gateway of this host over one connection, print the answers as JSON.
 
-Usage: ask.py '[{"path": "/", "method": "GET", "headers": {}, "bytes": 0, "chunked": false}, ...]'
+Usage: ask.py '[{"path": "/", "method": "GET", "headers": {}, "bytes": 0, "hex": "", "chunked": false}, ...]'
 An answer is {"status": int, "headers": {...}, "body": str}; "status" 0 with "body" the error when there was none.
 """
 
@@ -28,9 +28,10 @@ def main():
     for request in json.loads(sys.argv[1]):
         size = request.get("bytes", 0)
         body = pieces(size) if request.get("chunked") else b"0" * size or None
+        body = bytes.fromhex(request["hex"]) if "hex" in request else body
         try:
             connection.request(
-                request.get("method", "POST" if size else "GET"),
+                request.get("method", "POST" if body else "GET"),
                 request["path"],
                 body,
                 request.get("headers", {}),

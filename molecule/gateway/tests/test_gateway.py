@@ -109,6 +109,40 @@ def test_unknown_paths(ask):
     )
 
 
+def test_a_version_is_asked_for_by_its_number_and_weights_share_the_rest(ask):
+    for version, port in (("1", 18080), ("2", 18081)):
+        for path in (f"versions/{version}:predict", f"versions/{version}"):
+            answer = ask({"path": f"/v1/models/versioned/{path}", "headers": KEY})
+            assert json.loads(answer["body"])["port"] == port
+    answer = ask({"path": "/v1/models/versioned/versions/3:predict", "headers": KEY})
+    assert answer["status"] == 404 and "version" in error_of(answer)
+    answers = ask(*[{"path": "/v1/models/versioned:predict", "headers": KEY, "bytes": 9}] * 100)
+    assert Counter(json.loads(answer["body"])["port"] for answer in answers) == {18080: 90, 18081: 10}
+
+
+def grpc_request(model: bytes) -> str:
+    """A gRPC message that holds a PredictRequest with model_spec.name, in hex."""
+    spec = b"\x0a" + bytes([len(model)]) + model
+    request = b"\x0a" + bytes([len(spec)]) + spec
+    return (b"\0" + len(request).to_bytes(4, "big") + request).hex()
+
+
+@pytest.mark.parametrize(
+    ("model", "headers", "status"),
+    [(b"versioned", {}, 401), (b"unknown", KEY, 404), (b"digits", KEY, 404), (b"versioned", KEY, 503)],
+)
+def test_grpc_needs_a_key_and_a_model_that_speaks_it(ask, model, headers, status):
+    answer = ask(
+        {
+            "path": "/tensorflow.serving.PredictionService/Predict",
+            "headers": {"content-type": "application/grpc", **headers},
+            "hex": grpc_request(model),
+        }
+    )
+    # 503: the right backend, whose server does not listen. What it answers is tested with the whole system.
+    assert answer["status"] == status, answer
+
+
 def test_a_service_sees_only_headers_of_the_gateway(ask):
     forged = {
         **KEY,

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from .errors import GroundcrewError
-from .service_map import Service
+from .service_map import NEXT, Service
+
+# Services with a backend share a network, where containers find each other by name; nothing of it is published.
+NETWORK = "groundcrew"
 
 # `docker pull` of an image of several GB over a slow line is the longest of these.
 _PULL_SECONDS = 3600
 _COMMAND_SECONDS = 300
+# A container's name is a host name on the network, where '_' and '.' are none.
+_HOST_NAME = str.maketrans("_.", "--")
 
 
 class Container(NamedTuple):
-    """One container as the engine lists it; service is "" when no release made it."""
+    """One container as the engine lists it; service is "" when no release made it.
+
+    One with a backend is listed once, with the state of whichever does not run; dead when a part is
+    gone.
+    """
 
     name: str
     state: str
@@ -45,6 +55,8 @@ class ContainerState(NamedTuple):
 class Engine(Protocol):
     """A container engine. Every method raises GroundcrewError with the engine's own words when it
     fails.
+
+    A container that was created with a backend is started, stopped, removed and judged with it.
     """
 
     def containers(self) -> list[Container]: ...
@@ -53,7 +65,12 @@ class Engine(Protocol):
 
     def pull(self, image: str) -> None: ...
 
-    def create(self, name: str, arguments: Sequence[str]) -> None: ...
+    def create(
+        self, name: str, arguments: Sequence[str], backend: Sequence[str] | None = None
+    ) -> None: ...
+
+    def prune(self) -> None:
+        """Remove backends whose container is gone."""
 
     def start(self, name: str) -> None: ...
 
@@ -71,27 +88,45 @@ class Engine(Protocol):
 
 
 class DockerEngine:
-    """Engine by the docker command line."""
+    """Engine by the docker command line.
+
+    A backend's container has a name of its own for life, <service>-<hex>, which is also its name on
+    the network; its front's label groundcrew.backend says it.
+    """
 
     def __init__(self, command: str = "docker") -> None:
         self._command = command
+        self._backends: dict[str, str] = {}
+        self._orphans: set[str] = set()
 
     def containers(self) -> list[Container]:
-        labels = ("service", "release", "family", "port")
+        labels = ("service", "release", "family", "port", "backend", "part")
         columns = [
             "{{.Names}}",
             "{{.State}}",
             *(f'{{{{.Label "groundcrew.{label}"}}}}' for label in labels),
         ]
-        found = []
+        found: list[tuple[Container, str]] = []
+        backends: dict[str, str] = {}
         for line in self._run(
             "ps", "--all", "--no-trunc", "--format", "\t".join(columns)
         ).splitlines():
-            name, state, service, release, family, port = line.split("\t")
-            found.append(
-                Container(name, state, service, release, family, int(port) if port else None)
+            name, state, service, release, family, port, backend, part = line.split("\t")
+            if part:
+                backends[name] = state
+                continue
+            container = Container(
+                name, state, service, release, family, int(port) if port else None
             )
-        return found
+            found.append((container, backend))
+        self._backends = {container.name: backend for container, backend in found if backend}
+        self._orphans = {*backends} - {*self._backends.values()}
+        return [
+            container._replace(state=_worse(container.state, backends.get(backend, "dead")))
+            if backend
+            else container
+            for container, backend in found
+        ]
 
     def has_image(self, image: str) -> bool:
         result = self._call("image", "inspect", "--format", "{{.Id}}", image)
@@ -100,25 +135,78 @@ class DockerEngine:
     def pull(self, image: str) -> None:
         self._run("pull", "--quiet", image, seconds=_PULL_SECONDS)
 
-    def create(self, name: str, arguments: Sequence[str]) -> None:
+    def create(
+        self, name: str, arguments: Sequence[str], backend: Sequence[str] | None = None
+    ) -> None:
+        if backend is not None:
+            self._make_network()
+            address = f"{name.removesuffix(NEXT).translate(_HOST_NAME)}-{secrets.token_hex(3)}"
+            self._orphans.add(address)
+            self._run("create", "--name", address, *backend)
+            arguments = [
+                f"--label=groundcrew.backend={address}",
+                f"--env=BACKEND_HOST={address}",
+                *arguments,
+            ]
         self._run("create", "--name", name, *arguments)
+        if backend is not None:
+            self._backends[name] = address
+            self._orphans.discard(address)
+
+    def prune(self) -> None:
+        if self._orphans:
+            self._run("rm", "--force", "--volumes", *sorted(self._orphans))
+            self._orphans.clear()
 
     def start(self, name: str) -> None:
-        self._run("start", name)
+        self._run("start", *reversed(self._parts(name)))
 
     def unpause(self, name: str) -> None:
-        self._run("unpause", name)
+        for part in self._parts(name):
+            if self._state(part).status == "paused":
+                self._run("unpause", part)
 
     def stop(self, name: str, seconds: int) -> None:
-        self._run("stop", "--time", str(seconds), name, seconds=seconds + _COMMAND_SECONDS)
+        # The front first: it finishes what it has been asked, for which it needs the other.
+        for part in self._parts(name):
+            self._run("stop", "--time", str(seconds), part, seconds=seconds + _COMMAND_SECONDS)
 
     def rename(self, name: str, new_name: str) -> None:
         self._run("rename", name, new_name)
+        if name in self._backends:
+            self._backends[new_name] = self._backends.pop(name)
 
     def remove(self, name: str) -> None:
-        self._run("rm", "--force", "--volumes", name)
+        self._run("rm", "--force", "--volumes", *self._parts(name))
+        self._backends.pop(name, None)
 
     def state(self, name: str) -> ContainerState:
+        own = self._state(name)
+        if name not in self._backends:
+            return own
+        backend = self._state(self._backends[name])
+        good = backend.status == "running" and not backend.restarts
+        return own if good else backend
+
+    def logs(self, name: str, lines: int) -> str:
+        texts = []
+        # The last lines are what is shown, and a front's words tell less than its backend's.
+        for part in self._parts(name):
+            result = self._call("logs", "--tail", str(lines), part)
+            # The container's standard output and standard error come back as ours; order between
+            # the two is lost.
+            texts.append((result.stdout + result.stderr).strip("\n"))
+        return "\n".join(texts)
+
+    def _parts(self, name: str) -> list[str]:
+        """The container and, after it, its backend."""
+        return [name, self._backends[name]] if name in self._backends else [name]
+
+    def _make_network(self) -> None:
+        if self._call("network", "inspect", NETWORK).returncode != 0:
+            self._run("network", "create", NETWORK)
+
+    def _state(self, name: str) -> ContainerState:
         state, restarts = self._run(
             "inspect", "--type", "container", "--format", "{{json .State}}\t{{.RestartCount}}", name
         ).split("\t")
@@ -130,12 +218,6 @@ class DockerEngine:
             out_of_memory=bool(details.get("OOMKilled", False)),
             error=str(details.get("Error", "")),
         )
-
-    def logs(self, name: str, lines: int) -> str:
-        result = self._call("logs", "--tail", str(lines), name)
-        # The container's standard output and standard error come back as ours; order between the
-        # two is lost.
-        return (result.stdout + result.stderr).strip("\n")
 
     def _run(self, *arguments: str, seconds: int = _COMMAND_SECONDS) -> str:
         result = self._call(*arguments, seconds=seconds)
@@ -173,10 +255,46 @@ class DockerEngine:
 def create_arguments(
     service: Service, *, release: str, family: str, bind_address: str, files: dict[str, str]
 ) -> list[str]:
-    """The arguments of `docker create` for a release, without its name.
+    """The arguments of `docker create` for a release's published container, without its name.
 
     files: path in the container -> file on the host, for config and secrets.
     """
+    labels = {"service": service.name, "release": release, "family": family}
+    if service.listening_port is not None:
+        labels["port"] = str(service.listening_port)
+    network = service.network
+    own_env: dict[str, str] = {}
+    if service.backend is not None:
+        network = NETWORK
+        own_env["BACKEND_PORT"] = str(service.backend.port)
+    return _arguments(service, labels, service.stop_seconds, network, bind_address, files, own_env)
+
+
+def backend_arguments(
+    service: Service, *, release: str, family: str, bind_address: str, files: dict[str, str]
+) -> list[str] | None:
+    """The same for its backend, None when it has none."""
+    if service.backend is None:
+        return None
+    labels = {"service": service.name, "release": release, "family": family, "part": "backend"}
+    return _arguments(
+        service.backend, labels, service.stop_seconds, NETWORK, bind_address, files, {}
+    )
+
+
+def _worse(front: str, backend: str) -> str:
+    return backend if front == "running" else front
+
+
+def _arguments(
+    service: Service,
+    labels: dict[str, str],
+    stop_seconds: int,
+    network: str,
+    bind_address: str,
+    files: dict[str, str],
+    own_env: dict[str, str],
+) -> list[str]:
     arguments = [
         "--init",
         "--cap-drop=ALL",
@@ -188,14 +306,10 @@ def create_arguments(
         "--log-opt=max-size=10m",
         "--log-opt=max-file=3",
         f"--user={service.user}",
-        f"--network={service.network}",
-        f"--stop-timeout={service.stop_seconds}",
-        f"--label=groundcrew.service={service.name}",
-        f"--label=groundcrew.release={release}",
-        f"--label=groundcrew.family={family}",
+        f"--network={network}",
+        f"--stop-timeout={stop_seconds}",
     ]
-    if service.listening_port is not None:
-        arguments.append(f"--label=groundcrew.port={service.listening_port}")
+    arguments += [f"--label=groundcrew.{name}={value}" for name, value in labels.items()]
     arguments += [f"--label={name}={value}" for name, value in sorted(service.labels.items())]
     if service.read_only:
         arguments.append("--read-only")
@@ -208,15 +322,18 @@ def create_arguments(
         arguments += [f"--memory={service.memory}", f"--memory-swap={service.memory}"]
     if service.gpus is not None:
         arguments.append(f"--gpus={service.gpus}")
-    if service.host_port is not None:
-        address = f"[{bind_address}]" if ":" in bind_address else bind_address
-        arguments.append(f"--publish={address}:{service.host_port}:{service.port}/tcp")
+    address = f"[{bind_address}]" if ":" in bind_address else bind_address
+    main = {} if service.host_port is None else {service.host_port: service.port}
+    for outer, inner in {**main, **service.extra_ports}.items():
+        arguments.append(f"--publish={address}:{outer}:{inner}/tcp")
     arguments += [f"--tmpfs={entry}" for entry in service.tmpfs]
     for mount in service.mounts:
         arguments.append(_bind(mount.source, mount.target, mount.read_only))
     arguments += [_bind(source, target, True) for target, source in sorted(files.items())]
     arguments += [f"--env-file={path}" for path in service.env_file]
-    arguments += [f"--env={name}={value}" for name, value in sorted(service.env.items())]
+    arguments += [
+        f"--env={name}={value}" for name, value in sorted({**own_env, **service.env}.items())
+    ]
     return [*arguments, service.image, *service.command]
 
 

@@ -31,7 +31,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import golden
-from .container_engine import Container, ContainerState, Engine, create_arguments
+from .container_engine import (
+    Container,
+    ContainerState,
+    Engine,
+    backend_arguments,
+    create_arguments,
+)
 from .errors import GroundcrewError
 from .service_map import (
     DEFAULTS,
@@ -65,7 +71,8 @@ class Outcome:
     """What was done, or in check mode would be done, for one service.
 
     action: none; created; replaced; started, the same release, which was stopped; cleaned, only
-    what an interrupted run left was removed; removed; absent, there was nothing to remove.
+    what an interrupted run left was removed; removed; absent, there was nothing to remove; rolled
+    back, to the release before.
     """
 
     name: str
@@ -100,12 +107,22 @@ class Host(Protocol):
 class LinuxHost:
     """Host for real."""
 
+    def __init__(self, nvidia: Path = Path("/proc/driver/nvidia")) -> None:
+        self._nvidia = nvidia
+
     def check_files(self, service: Service) -> None:
-        for mount in service.mounts:
-            if not Path(mount.source).exists():
+        for part in service.parts:
+            for mount in part.mounts:
+                if not Path(mount.source).exists():
+                    raise GroundcrewError(
+                        f"service {service.name}: {mount.source}, mounted at {mount.target}, does "
+                        f"not exist on this host."
+                    )
+            if part.gpus is not None and not self._nvidia.exists():
                 raise GroundcrewError(
-                    f"service {service.name}: {mount.source}, mounted at {mount.target}, does not "
-                    f"exist on this host."
+                    f"service {service.name}: resources.gpus is {part.gpus}, and this host has no "
+                    f"GPU ({self._nvidia} is missing). Give it a fleet of hosts that have one, or "
+                    f"remove gpus."
                 )
         if service.ready.golden is not None:
             golden.load(service.ready.golden)
@@ -212,6 +229,8 @@ class Releaser:
         done: list[Outcome] = []
         try:
             for plan in plans:
+                self._end_rollback(plan.service)
+            for plan in plans:
                 done.append(self._apply(plan, wanted, ours))
             for outcome in removals:
                 self._remove_service(outcome.name)
@@ -222,6 +241,73 @@ class Releaser:
         if any(outcome.changed for outcome in done):
             self._sweep()
         return done
+
+    def rollback(self, name: str, *, check: bool = False) -> Outcome:
+        """Go back to the release before the present one of service `name`, or `name-<version>`.
+
+        What goes is kept in its place, so a second rollback goes forward again. Raises
+        GroundcrewError when none is kept here, or several services are meant; ReleaseError when the
+        old one did not become ready, and the present one serves again.
+        """
+        self._refresh()
+        pattern = re.compile(re.escape(name) + r"(-[0-9]+)?")
+        found = sorted(
+            container.name
+            for container in self._containers.values()
+            if container.service
+            and pattern.fullmatch(container.name)
+            and container.name + PREVIOUS in self._containers
+        )
+        if len(found) != 1:
+            known = ", ".join(found) or "none"
+            raise GroundcrewError(
+                f"{name}: services that have a release before the present one on this host: {known}. "
+                + ("Name the one you mean." if found else "There is nothing to go back to.")
+            )
+        present = self._containers[found[0]]
+        previous = self._containers[found[0] + PREVIOUS]
+        stored = self._stored(previous).get("map")
+        if not stored:
+            raise GroundcrewError(
+                f"{found[0]}: the record of release {previous.release} is lost, so it cannot be "
+                f"told when it is ready. Deploy its version instead."
+            )
+        service = parse_service(stored)
+        back = previous.service
+        if back != present.name and back in self._containers:
+            raise GroundcrewError(f"{found[0]}: {back}, to which it would go back, runs as well.")
+        self._host.check_files(service)
+        changes = [f"{present.name}, release {present.release}"]
+        if check:
+            return Outcome(back, previous.release, service.image, "rolled back", None, changes)
+        begun = self._host.monotonic()
+        try:
+            self._engine.stop(present.name, service.stop_seconds)
+            self._wait_for_port(service)
+            begun = self._host.monotonic()
+            self._engine.start(previous.name)
+            self._wait(previous.name, service)
+        except BaseException as error:
+            tail = self._tail(previous.name) if isinstance(error, GroundcrewError) else ""
+            with contextlib.suppress(GroundcrewError):
+                self._engine.stop(previous.name, service.stop_seconds)
+            self._containers[present.name] = present._replace(state="exited")
+            said = self._restore(present.name, [present])
+            if not isinstance(error, GroundcrewError):
+                raise
+            raise ReleaseError(
+                f"{present.name}: release {previous.release} did not come back: "
+                f"{str(error).rstrip('.')}. {said}{tail}"
+            ) from error
+        # By way of the name of a trial: a run that is killed here leaves what the next one mends.
+        self._discard(back + NEXT)
+        self._rename(present.name, back + NEXT)
+        self._rename(previous.name, back)
+        self._discard(back + PREVIOUS)
+        self._rename(back + NEXT, back + PREVIOUS)
+        return Outcome(
+            back, previous.release, service.image, "rolled back", self._since(begun), changes
+        )
 
     # -- deciding
 
@@ -324,6 +410,13 @@ class Releaser:
             return self._outcome(plan, self._release(plan, wanted, ours))
         return self._outcome(plan)
 
+    def _end_rollback(self, service: Service) -> None:
+        """Stop the release before, which only a rollback that was killed leaves running."""
+        previous = self._containers.get(service.name + PREVIOUS)
+        if previous is not None and previous.state == "running":
+            self._engine.stop(previous.name, service.stop_seconds)
+            self._containers[previous.name] = previous._replace(state="exited")
+
     def _start_again(self, plan: _Plan, own: Container, ours: set[str]) -> int:
         """Start a stopped container of the wanted release.
 
@@ -373,8 +466,9 @@ class Releaser:
             # serves.
             if not any(c.state == "running" and c.port == service.listening_port for c in before):
                 self._wait_for_port(service)
-            if not self._engine.has_image(service.image):
-                self._engine.pull(service.image)
+            for part in service.parts:
+                if not self._engine.has_image(part.image):
+                    self._engine.pull(part.image)
             self._create(plan, trial)
             for container in before:
                 self._containers[container.name] = container._replace(state="exited")
@@ -402,14 +496,17 @@ class Releaser:
         return ready_ms
 
     def _create(self, plan: _Plan, trial: str) -> None:
-        arguments = create_arguments(
-            plan.service,
-            release=plan.release,
-            family=self._family,
-            bind_address=self._address,
-            files=self._write(plan),
+        files, backend_files = self._write(plan)
+        common = {
+            "release": plan.release,
+            "family": self._family,
+            "bind_address": self._address,
+        }
+        self._engine.create(
+            trial,
+            create_arguments(plan.service, files=files, **common),
+            backend_arguments(plan.service, files=backend_files, **common),
         )
-        self._engine.create(trial, arguments)
         self._containers[trial] = Container(
             name=trial,
             state="running",
@@ -548,32 +645,31 @@ class Releaser:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    def _write(self, plan: _Plan) -> dict[str, str]:
-        """Write a release's config and secrets into its directory; gives path in the container ->
-        file on the host.
+    def _write(self, plan: _Plan) -> tuple[dict[str, str], ...]:
+        """Write a release's config and secrets into its directory; gives, for the container and for
+        its backend, path in the container -> file on the host.
         """
         service = plan.service
         directory = self._state / service.name / plan.release
         partial = directory.with_name(f".{plan.release}.partial")
-        files: dict[str, str] = {}
+        files: tuple[dict[str, str], ...] = ({}, {})
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            for folder, mode in (
-                (partial, 0o755),
-                (partial / "config", 0o755),
-                (partial / "secrets", 0o700),
-            ):
-                folder.mkdir(parents=True)
-                folder.chmod(mode)
-            for kind, contents in (("config", service.config), ("secrets", service.secrets)):
-                for number, (target, content) in enumerate(sorted(contents.items())):
-                    # Numbered: two targets may end in the same file name.
-                    file = f"{number:02d}-{Path(target).name}"
-                    if kind == "secrets":
-                        _write_file(partial / kind / file, content, 0o400, service.uid_gid)
-                    else:
-                        _write_file(partial / kind / file, content, 0o444)
-                    files[target] = str(directory / kind / file)
+            partial.mkdir(parents=True)
+            partial.chmod(0o755)
+            for part, prefix, own in zip(service.parts, ("", "backend-"), files, strict=False):
+                for kind, contents in (("config", part.config), ("secrets", part.secrets)):
+                    folder = partial / f"{prefix}{kind}"
+                    folder.mkdir()
+                    folder.chmod(0o700 if kind == "secrets" else 0o755)
+                    for number, (target, content) in enumerate(sorted(contents.items())):
+                        # Numbered: two targets may end in the same file name.
+                        file = f"{number:02d}-{Path(target).name}"
+                        if kind == "secrets":
+                            _write_file(folder / file, content, 0o400, part.uid_gid)
+                        else:
+                            _write_file(folder / file, content, 0o444)
+                        own[target] = str(directory / folder.name / file)
             record = {"fingerprint": plan.parts, "map": public_map(service)}
             _write_file(
                 partial / "release.json", json.dumps(record, indent=1, sort_keys=True), 0o600
@@ -592,6 +688,7 @@ class Releaser:
         """Remove directories of releases of which no container is left."""
         with contextlib.suppress(GroundcrewError, OSError):
             self._refresh()
+            self._engine.prune()
             kept = {
                 (container.service, container.release) for container in self._containers.values()
             }
@@ -640,7 +737,8 @@ def summary(outcome: Outcome, *, future: bool = False) -> str:
             f"{outcome.release or 'unknown'}"
         )
     ]
-    lines += [f"  {key} differs" for key in outcome.changes]
+    said = "from {}" if outcome.action == "rolled back" else "{} differs"
+    lines += [f"  {said.format(change)}" for change in outcome.changes]
     return "\n".join(lines) + "\n"
 
 
@@ -682,7 +780,7 @@ def _fault(state: ContainerState) -> str | None:
 
 def _env_files(service: Service, check: bool) -> dict[str, str]:
     contents = {}
-    for path in service.env_file:
+    for path in (path for part in service.parts for path in part.env_file):
         try:
             contents[path] = Path(path).read_text(encoding="utf-8")
         except OSError as error:

@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "tmpfs": ["/tmp"],
     "port": None,
     "host_port": None,
+    "extra_ports": {},
     "network": "bridge",
     "ready": {},
     "ready_timeout_seconds": 60,
@@ -43,8 +44,26 @@ DEFAULTS: dict[str, Any] = {
     "drain_seconds": 30,
     "stop_seconds": 10,
     "manifest_sha256": None,
+    "backend": None,
     "absent": False,
 }
+# What a backend may say of itself; everything else is the service's.
+BACKEND_KEYS = (
+    "image",
+    "env",
+    "env_file",
+    "mounts",
+    "tmpfs",
+    "port",
+    "extra_ports",
+    "resources",
+    "command",
+    "user",
+    "read_only",
+    "cap_add",
+    "config",
+    "secrets",
+)
 READY_KEYS = ("golden", "path", "running_seconds")
 RESOURCE_KEYS = ("cpus", "memory", "gpus")
 MOUNT_KEYS = ("source", "target", "read_only")
@@ -88,7 +107,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Service:
-    """A checked service map. Secrets stay out of its repr."""
+    """A checked service map. Secrets stay out of its repr.
+
+    backend: a second container, which only this one reaches, on a network of their own; it is made,
+    started, stopped and removed with this one. extra_ports: port on the host -> port in the
+    container, besides the main one.
+    """
 
     name: str
     image: str
@@ -98,6 +122,7 @@ class Service:
     tmpfs: tuple[str, ...]
     port: int | None
     host_port: int | None
+    extra_ports: Mapping[int, int]
     network: str
     ready: Ready
     ready_timeout_seconds: float
@@ -114,7 +139,19 @@ class Service:
     drain_seconds: int
     stop_seconds: int
     manifest_sha256: str | None
+    backend: Service | None
     absent: bool
+
+    @property
+    def parts(self) -> tuple[Service, ...]:
+        """The service and, when it has one, its backend."""
+        return (self,) if self.backend is None else (self, self.backend)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Every port that is taken on the host."""
+        own = [] if self.listening_port is None else [self.listening_port]
+        return (*own, *(port for part in self.parts for port in part.extra_ports))
 
     @property
     def listening_port(self) -> int | None:
@@ -200,6 +237,7 @@ def parse_service(raw: Any) -> Service:
         tmpfs=tuple(check.path("tmpfs", item) for item in check.items("tmpfs", value["tmpfs"])),
         port=port,
         host_port=host_port,
+        extra_ports=check.extra_ports(value["extra_ports"], network),
         network=network,
         ready=check.ready(value["ready"]),
         ready_timeout_seconds=check.seconds(
@@ -223,6 +261,9 @@ def parse_service(raw: Any) -> Service:
         drain_seconds=int(check.seconds("drain_seconds", value["drain_seconds"])),
         stop_seconds=int(check.seconds("stop_seconds", value["stop_seconds"])),
         manifest_sha256=check.sha256("manifest_sha256", value["manifest_sha256"]),
+        backend=None
+        if value["backend"] is None
+        else check.backend(name, value["backend"], network),
         absent=absent,
     )
     check.targets(service)
@@ -250,15 +291,13 @@ def parse_services(raw: Any) -> list[Service]:
         if service.name in names:
             raise GroundcrewError(f"service {service.name}: declared twice. Rename or remove one.")
         names.add(service.name)
-        port = service.listening_port
-        if port is None or service.absent:
-            continue
-        if port in ports:
-            raise GroundcrewError(
-                f"service {service.name}: port {port} on the host is already {ports[port]}'s. "
-                f"Give one another port."
-            )
-        ports[port] = service.name
+        for port in () if service.absent else service.ports:
+            if port in ports:
+                raise GroundcrewError(
+                    f"service {service.name}: port {port} on the host is already {ports[port]}'s. "
+                    f"Give one another port."
+                )
+            ports[port] = service.name
     return services
 
 
@@ -301,14 +340,19 @@ def public_map(service: Service) -> dict[str, Any]:
     ready.
     """
     plain = _plain(service)
-    plain["config"] = {}
-    plain["secrets"] = {}
+    plain |= {"config": {}, "secrets": {}}
+    if plain["backend"] is not None:
+        plain["backend"] = _without(plain["backend"], ("config", "secrets"))
     return {key: value for key, value in plain.items() if value != DEFAULTS[key]}
 
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no blanks."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _without(entries: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if key not in keys}
 
 
 def _plain(service: Service) -> dict[str, Any]:
@@ -333,6 +377,7 @@ def _plain(service: Service) -> dict[str, Any]:
         "tmpfs": list(service.tmpfs),
         "port": service.port,
         "host_port": service.host_port,
+        "extra_ports": {str(port): inner for port, inner in service.extra_ports.items()},
         "network": service.network,
         "ready": ready,
         "ready_timeout_seconds": service.ready_timeout_seconds,
@@ -347,8 +392,14 @@ def _plain(service: Service) -> dict[str, Any]:
         "drain_seconds": service.drain_seconds,
         "stop_seconds": service.stop_seconds,
         "manifest_sha256": service.manifest_sha256,
+        "backend": None if service.backend is None else _plain_backend(service.backend),
         "absent": service.absent,
     }
+
+
+def _plain_backend(backend: Service) -> dict[str, Any]:
+    plain = _plain(backend)
+    return {key: plain[key] for key in BACKEND_KEYS if plain[key] != DEFAULTS[key]}
 
 
 class _Check:
@@ -416,6 +467,30 @@ class _Check:
         if not 1 <= number <= 65535:
             raise self.error(key, value, "a port, 1 to 65535")
         return number
+
+    def extra_ports(self, value: Any, network: str) -> dict[int, int]:
+        ports: dict[int, int] = {}
+        for outer, inner in self.mapping("extra_ports", value).items():
+            key = f"extra_ports.{outer}"
+            host_port, port = self.port(key, outer), self.port(key, inner)
+            if host_port is None or port is None or host_port % 2 or network == "host":
+                raise self.error(
+                    key, inner, "an even port on the host to a port of the container, on a bridge"
+                )
+            ports[host_port] = port
+        return ports
+
+    def backend(self, name: str, value: Any, network: str) -> Service:
+        entry = self.mapping("backend", value)
+        refuse_unknown(entry, BACKEND_KEYS, f"{self.where}: backend")
+        if network == "host" or entry.get("port") is None:
+            raise self.error(
+                "backend", entry.get("port"), "a port that the service asks, and network: bridge"
+            )
+        try:
+            return parse_service({**entry, "name": name})
+        except GroundcrewError as error:
+            raise GroundcrewError(f"{error} That is its backend's.") from error
 
     def path(self, key: str, value: Any) -> str:
         # The engine's options are comma separated, and a tmpfs takes options after a colon.

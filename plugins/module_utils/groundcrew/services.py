@@ -5,8 +5,10 @@ Every refusal names the model or service, the key, its value, and the file to ed
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import GroundcrewError
@@ -21,8 +23,23 @@ MODEL_KEYS = (
     "image",
     "env",
     "resources",
+    "backend",
     "ready_timeout_seconds",
     "drain_seconds",
+)
+# What a model may say of the server behind its front; a framework's variables say the same things.
+BACKEND_KEYS = (
+    "port",
+    "path",
+    "request_key",
+    "response_key",
+    "timeout_seconds",
+    "command",
+    "config",
+    "tmpfs",
+    "user",
+    "read_only",
+    "secrets",
 )
 VARIANT_KEYS = ("version", "weight", "framework", "host_port")
 SERVICE_KEYS = (
@@ -40,6 +57,10 @@ SERVICE_KEYS = (
 )
 # A variant has two ports on a host: its own and, one above, the one of its next release.
 PORTS_A_VARIANT = 2
+# A model without host_port has one by its name, so that a model more or less moves no other: 1,000 blocks of 8 ports.
+_FIRST_PORT, _PORT_BLOCKS, _PORTS_A_MODEL = 10000, 1000, 8
+# A framework that speaks gRPC too does so on the host at this distance from host_port.
+_GRPC_DISTANCE = 10000
 
 # Where the application finds what it is given.
 API_KEY_FILE = "/run/secrets/api_key"
@@ -51,25 +72,27 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def expand_models(
-    models: Any, frameworks: Sequence[str], file: str = "models.yml"
+    models: Any, frameworks: Mapping[str, Mapping[str, Any]], file: str = "models.yml"
 ) -> list[dict[str, Any]]:
     """Variants of all models, each a service `<model>-<version>`, sorted by model, then as written.
 
-    frameworks: the known ones. file: what a person has to edit, for the messages. A variant has the
-    keys name, model, version, weight, framework, fleet, host_port and, where given, image, env,
-    resources, ready_timeout_seconds and drain_seconds. Weights of a model sum to 100. Raises
+    frameworks: name -> what the role prediction's variables say of it. file: what a person has to
+    edit, for the messages. A variant has the keys name, model, version, weight, framework, fleet,
+    host_port, grpc_port (when its framework has one) and, where given, image, env, resources,
+    backend, ready_timeout_seconds and drain_seconds. Weights of a model sum to 100. Raises
     GroundcrewError for the first fault.
     """
     variants: list[dict[str, Any]] = []
     ports: dict[int, str] = {}
     for name, model in sorted(_entries(models, "models", file).items()):
         for variant in _variants(name, model, frameworks, file):
-            taken = ports.setdefault(variant["host_port"], variant["name"])
-            if taken != variant["name"]:
-                raise _Fault(f"model {name}", file)(
-                    f"host_port {variant['host_port']} of {variant['name']} is {taken}'s; "
-                    f"give the model another, {PORTS_A_VARIANT} for each variant."
-                )
+            for port in (variant[key] for key in ("host_port", "grpc_port") if key in variant):
+                taken = ports.setdefault(port, variant["name"])
+                if taken != variant["name"]:
+                    raise _Fault(f"model {name}", file)(
+                        f"host_port {port} of {variant['name']} is {taken}'s; give the model "
+                        f"another host_port, {PORTS_A_VARIANT} for each variant."
+                    )
             variants.append(variant)
     return variants
 
@@ -113,16 +136,18 @@ def prediction_service(
 ) -> dict[str, Any]:
     """The service map of one variant.
 
-    framework: what a framework's variables and template say: image, port, ready_path and, where
-    needed, env, command, config, tmpfs, resources, ready_timeout_seconds. images: name -> reference
-    by digest. manifests: model -> version -> sha256 of its manifest. model_directory: where models
-    lie on the host. The model's own env and limits win over the framework's. Raises GroundcrewError
-    when the image or the manifest is missing; with placeholders (check mode on a fresh host, where
-    nothing was built or fetched) stands in for them.
+    framework: what a framework's variables and template say: image and port of the container that
+    speaks the prediction contract and, where needed, its env, resources, ready_timeout_seconds; and
+    backend, the model server behind it, when it does not itself: image, port, path and the rest of
+    BACKEND_KEYS, env, grpc_port. `{model}` and `{version}` in path stand for the variant's. images:
+    name -> reference by digest. manifests: model -> version -> sha256 of its manifest.
+    model_directory: where models lie on the host. What the variant says of image, env and resources
+    is the model server's. Raises GroundcrewError when the image or the manifest is missing; with
+    placeholders (check mode on a fresh host, where nothing was built or fetched) stands in for
+    them.
     """
     model, version = str(variant["model"]), str(variant["version"])
     where = f"model {model}, version {version}"
-    image = _image(str(variant.get("image") or framework["image"]), images, where, placeholders)
     manifest = manifests.get(model, {}).get(version)
     if not manifest and not placeholders:
         raise GroundcrewError(
@@ -131,27 +156,90 @@ def prediction_service(
             f"Run the model_store role for it first."
         )
     source, target = f"{model_directory}/{model}/{version}", f"/models/{model}/{version}"
+    contract = {
+        "MODEL_NAME": model,
+        "MODEL_VERSION": version,
+        "MODEL_DIRECTORY": target,
+    }
     service: dict[str, Any] = {
         "name": variant["name"],
-        "image": image,
-        "env": {**framework.get("env", {}), **variant.get("env", {})},
+        "env": {**contract, "PORT": str(framework["port"]), **framework.get("env", {})},
         "mounts": [{"source": source, "target": target, "read_only": True}],
         "port": framework["port"],
         "host_port": variant["host_port"],
-        "ready": {"golden": f"{source}/golden.json", "path": framework["ready_path"]},
+        "ready": {"golden": f"{source}/golden.json", "path": f"/v1/models/{model}:predict"},
         "manifest_sha256": str(manifest) if manifest else None,
     }
+    own = _resources(framework.get("resources", {}))
+    behind = framework.get("backend")
+    server = service
+    if behind is not None:
+        given = {**behind, **variant.get("backend", {})}
+        path = str(given["path"]).replace("{model}", model).replace("{version}", version)
+        service["image"] = _image(str(framework["image"]), images, where, placeholders)
+        service["env"]["BACKEND_PATH"] = path
+        for key in ("request_key", "response_key", "timeout_seconds"):
+            if key in given:
+                service["env"][f"BACKEND_{key.upper()}"] = str(given[key])
+        server = {
+            "env": {**contract, **given.get("env", {})},
+            "mounts": service["mounts"],
+            "port": given["port"],
+        }
+        for key in ("command", "config", "tmpfs", "user", "read_only", "secrets"):
+            if key in given:
+                server[key] = given[key]
+        if "grpc_port" in variant:
+            server["extra_ports"] = {str(variant["grpc_port"]): given["grpc_port"]}
+        service["backend"] = server
+        service |= own
+        own = _resources(given.get("resources", {}))
+    image = variant.get("image") or (framework if behind is None else behind).get("image")
+    if not image:
+        raise GroundcrewError(
+            f"{where}: framework {variant['framework']} has no image of its own; give the model "
+            f"image: <an image of `images`, or one by digest>."
+        )
+    server["image"] = _image(str(image), images, where, placeholders)
+    server["env"] |= variant.get("env", {})
+    server |= _resources({**own.get("resources", {}), **variant.get("resources", {})})
     for key in ("command", "config", "tmpfs"):
-        if framework.get(key):
+        if behind is None and framework.get(key):
             service[key] = framework[key]
-    resources = {**framework.get("resources", {}), **variant.get("resources", {})}
-    if resources:
-        service["resources"] = resources
     for key in ("ready_timeout_seconds", "drain_seconds"):
         value = variant.get(key, framework.get(key))
         if value is not None:
             service[key] = value
     return service
+
+
+def frameworks(files: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Name of each framework -> its variables, from the files of the role prediction."""
+    # Not at the top: modules on hosts import this package, and hosts need no PyYAML.
+    import yaml
+
+    return {
+        Path(file).stem: yaml.safe_load(Path(file).read_text())["__prediction_framework"]
+        for file in sorted(files)
+    }
+
+
+def framework_images(
+    variants: Iterable[Mapping[str, Any]], frameworks: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """The names of the images that these variants run, sorted; images given by digest are not in it."""
+    names = set()
+    for variant in variants:
+        framework = frameworks[variant["framework"]]
+        behind = framework.get("backend")
+        if behind is not None:
+            names.add(framework["image"])
+        names.add(variant.get("image") or (behind or framework).get("image"))
+    return sorted(name for name in names if name and "@sha256:" not in name)
+
+
+def _resources(limits: Mapping[str, Any]) -> dict[str, Any]:
+    return {"resources": dict(limits)} if limits else {}
 
 
 def application_service(
@@ -212,7 +300,9 @@ def _image(image: str, images: Mapping[str, str], where: str, placeholders: bool
     )
 
 
-def _variants(name: str, model: Any, frameworks: Sequence[str], file: str) -> list[dict[str, Any]]:
+def _variants(
+    name: str, model: Any, frameworks: Mapping[str, Mapping[str, Any]], file: str
+) -> list[dict[str, Any]]:
     fault = _Fault(f"model {name}", file)
     if not _MODEL_NAME.fullmatch(name):
         raise fault("its name has to be lower case letters, digits and '_', a letter first.")
@@ -222,7 +312,8 @@ def _variants(name: str, model: Any, frameworks: Sequence[str], file: str) -> li
     listed = given.get("variants", [{"version": given.get("version"), "weight": 100}])
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
         raise fault(f"variants is {listed!r}; it has to be a list of {{version, weight}}.")
-    first_port = fault.port("host_port", given.get("host_port"))
+    first_port = fault.port("host_port", given.get("host_port", _port_by_name(name)))
+    fault.entry(given.get("backend", {}), BACKEND_KEYS, "backend: ")
     shared = {
         key: value
         for key, value in given.items()
@@ -245,18 +336,22 @@ def _variants(name: str, model: Any, frameworks: Sequence[str], file: str) -> li
             raise fault(
                 f"host_port is {port}; it has to be even, the odd one above is the second slot."
             )
-        variants.append(
-            {
-                "fleet": "prediction",
-                **shared,
-                "name": f"{name}-{version}",
-                "model": name,
-                "version": version,
-                "weight": weight,
-                "framework": framework,
-                "host_port": port,
-            }
-        )
+        behind = frameworks[framework].get("backend")
+        if "backend" in given and behind is None:
+            raise fault(f"backend: framework {framework} has no server behind it to describe.")
+        variant = {
+            "fleet": "prediction",
+            **shared,
+            "name": f"{name}-{version}",
+            "model": name,
+            "version": version,
+            "weight": weight,
+            "framework": framework,
+            "host_port": port,
+        }
+        if behind is not None and "grpc_port" in behind:
+            variant["grpc_port"] = fault.port("host_port + 10000", port + _GRPC_DISTANCE)
+        variants.append(variant)
     versions = [variant["version"] for variant in variants]
     if len(set(versions)) != len(versions):
         raise fault(f"versions {', '.join(versions)}: one is there twice.")
@@ -267,6 +362,11 @@ def _variants(name: str, model: Any, frameworks: Sequence[str], file: str) -> li
             f"have to sum to 100."
         )
     return variants
+
+
+def _port_by_name(name: str) -> int:
+    block = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % _PORT_BLOCKS
+    return _FIRST_PORT + _PORTS_A_MODEL * block
 
 
 def _entries(entries: Any, what: str, file: str) -> dict[str, Any]:

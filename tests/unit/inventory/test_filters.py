@@ -24,8 +24,16 @@ ONE = {
     "version": 1,
     "fleet": "prediction",
     "host_port": "18080",
+    "weight": 90,
 }
-TWO = {**ONE, "name": "digits-2", "version": "2", "host_port": 18090}
+TWO = {
+    **ONE,
+    "name": "digits-2",
+    "version": "2",
+    "host_port": 18090,
+    "weight": 10,
+    "grpc_port": 28090,
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +67,12 @@ def test_variants_of_a_model_share_one_backend(filters: Any) -> None:
     models = filters["gateway_models"]([ONE, TWO], "test", GROUPS, HOSTVARS)
     assert [model["name"] for model in models] == ["digits"]
     servers = models[0]["servers"]
-    assert [(s["name"], s["address"], s["port"]) for s in servers] == [
-        ("test-1-1", "10.0.0.1", 18080),
-        ("test-2-1", "10.0.0.2", 18080),
-        ("test-1-2", "10.0.0.1", 18090),
-        ("test-2-2", "10.0.0.2", 18090),
+    keys = ("name", "address", "port", "version", "weight", "grpc_port")
+    assert [tuple(server.get(key) for key in keys) for server in servers] == [
+        ("test-1-1", "10.0.0.1", 18080, "1", 90, None),
+        ("test-2-1", "10.0.0.2", 18080, "1", 90, None),
+        ("test-1-2", "10.0.0.1", 18090, "2", 10, 28090),
+        ("test-2-2", "10.0.0.2", 18090, "2", 10, 28090),
     ]
 
 
@@ -94,10 +103,14 @@ def test_golden_cases_through_the_gateway_need_one_variant(filters: Any) -> None
     checks = filters["gateway_golden_checks"](
         [ONE, TWO, other], "https://localhost:1", "bucket", "ca.crt", "key"
     )
-    # Which of two variants answers is chance, so their golden cases say nothing.
-    assert [check["url"] for check in checks] == ["https://localhost:1/v1/models/other:predict"]
-    assert checks[0]["golden_model"] == {"bucket": "bucket", "model": "other", "version": "1"}
-    assert checks[0]["headers"] == {"X-Api-Key": "key"}
+    # Which of two variants answers is chance, unless a version is asked for.
+    assert [check["url"].removeprefix("https://localhost:1/v1/models/") for check in checks] == [
+        "digits/versions/1:predict",
+        "digits/versions/2:predict",
+        "other:predict",
+    ]
+    assert checks[2]["golden_model"] == {"bucket": "bucket", "model": "other", "version": "1"}
+    assert checks[2]["headers"] == {"X-Api-Key": "key"}
 
 
 def test_lines_say_which_check_failed(filters: Any) -> None:

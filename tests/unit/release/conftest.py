@@ -30,14 +30,21 @@ class World:
     def resume(self, *services: dict[str, Any], **options: Any) -> list[Outcome]:
         check = options.pop("check", False)
         remove = options.pop("remove", [])
-        releaser = Releaser(
+        releaser = self.releaser(**{"family": "prediction", **options})
+        return releaser.run(parse_services(list(services)), remove, check=check)
+
+    def releaser(self, **options: Any) -> Releaser:
+        return Releaser(
             self.engine,
             self.host,
             state_directory=str(self.state),
             bind_address="10.0.0.1",
-            **{"family": "prediction", **options},
+            **options,
         )
-        return releaser.run(parse_services(list(services)), remove, check=check)
+
+    def rollback(self, name: str, check: bool = False) -> Outcome:
+        self.engine.revive()
+        return self.releaser().rollback(name, check=check)
 
     def status(self) -> dict[str, str]:
         return {name: box.status for name, box in sorted(self.engine.boxes.items())}

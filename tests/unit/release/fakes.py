@@ -77,7 +77,12 @@ class FakeEngine:
         self._call(f"pull {image}")
         raise GroundcrewError("docker pull failed: manifest unknown")
 
-    def create(self, name: str, arguments: Sequence[str]) -> None:
+    def prune(self) -> None:
+        self._call("prune")
+
+    def create(
+        self, name: str, arguments: Sequence[str], backend: Sequence[str] | None = None
+    ) -> None:
         self._call(f"create {name}")
         if name in self.boxes:
             raise GroundcrewError(f"the name {name} is taken")

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 from fakes import DIGEST
-from groundcrew.container_engine import DockerEngine
+from groundcrew.container_engine import DockerEngine, backend_arguments, create_arguments
 from groundcrew.errors import GroundcrewError
 from groundcrew.release import LinuxHost
 from groundcrew.service_map import Service, parse_service
@@ -120,8 +122,8 @@ def test_docker_listing_state_and_logs(tmp_path: Path) -> None:
     engine = _docker(
         tmp_path,
         """case $1 in
-        ps) printf 'digits-1\\trunning\\tdigits-1\\tabc\\tprediction\\t18080\\n'
-            printf 'x1\\texited\\t\\t\\t\\t\\n';;
+        ps) printf 'digits-1\\trunning\\tdigits-1\\tabc\\tprediction\\t18080\\t\\t\\n'
+            printf 'x1\\texited\\t\\t\\t\\t\\t\\t\\n';;
         inspect) printf '{"Status":"exited","ExitCode":137,"OOMKilled":true}\\t2\\n';;
         logs) echo out; echo err >&2;;
         esac""",
@@ -140,3 +142,153 @@ def test_dockers_own_words_are_passed_on(tmp_path: Path) -> None:
     assert engine.has_image("x") is False
     with pytest.raises(GroundcrewError, match="no container engine"):
         DockerEngine(str(tmp_path / "none")).containers()
+
+
+def test_a_gpu_is_asked_for_where_there_is_one(tmp_path: Path) -> None:
+    backend = {"image": DIGEST, "port": 1, "resources": {"gpus": 1}}
+    service = parse_service({"name": "web", "image": DIGEST, "port": 2, "backend": backend})
+    with pytest.raises(GroundcrewError, match="service web: resources.gpus is 1.*no GPU"):
+        LinuxHost(nvidia=tmp_path / "none").check_files(service)
+    LinuxHost(nvidia=tmp_path).check_files(service)
+
+
+class FakeDocker:
+    """A docker command line with a memory, for containers that come in pairs."""
+
+    PROGRAM = """#!{python}
+import json, pathlib, re, sys
+memory = pathlib.Path(__file__).with_name("memory.json")
+boxes = json.loads(memory.read_text()) if memory.exists() else {{}}
+command, *rest = sys.argv[1:]
+memory.with_name("calls").open("a").write(" ".join(sys.argv[1:]) + chr(10))
+def labels(arguments):
+    return dict(a[8:].split("=", 1) for a in arguments if a.startswith("--label="))
+if command == "ps":
+    for name, box in boxes.items():
+        keys = ("service", "release", "family", "port", "backend", "part")
+        told = labels(box["arguments"])
+        print(name, box["state"], *(told.get("groundcrew." + key, "") for key in keys), sep=chr(9))
+elif command == "network":
+    sys.exit(0 if rest[0] == "create" else 1)
+elif command == "create":
+    assert rest[0] == "--name" and rest[1] not in boxes, rest
+    boxes[rest[1]] = {{"state": "created", "arguments": rest[2:]}}
+elif command == "inspect":
+    print(json.dumps({{"Status": boxes[rest[-1]]["state"]}}) + chr(9) + "0")
+elif command == "rename":
+    boxes[rest[1]] = boxes.pop(rest[0])
+elif command in ("start", "stop"):
+    for name in (a for a in rest if a in boxes):
+        boxes[name]["state"] = "running" if command == "start" else "exited"
+elif command == "rm":
+    for name in (a for a in rest if not a.startswith("-")):
+        del boxes[name]
+memory.write_text(json.dumps(boxes))
+"""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        program = folder / "docker"
+        program.write_text(self.PROGRAM.format(python=sys.executable))
+        program.chmod(0o755)
+
+    def engine(self) -> DockerEngine:
+        """A new run's view."""
+        engine = DockerEngine(str(self._folder / "docker"))
+        engine.containers()
+        return engine
+
+    @property
+    def boxes(self) -> dict[str, Any]:
+        boxes: dict[str, Any] = json.loads((self._folder / "memory.json").read_text())
+        return boxes
+
+    def forget(self, name: str) -> None:
+        boxes = self.boxes
+        del boxes[name]
+        (self._folder / "memory.json").write_text(json.dumps(boxes))
+
+    @property
+    def calls(self) -> list[str]:
+        return (self._folder / "calls").read_text().splitlines()
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> FakeDocker:
+    return FakeDocker(tmp_path)
+
+
+def _create(engine: DockerEngine, name: str = "digits_tf-1-next") -> None:
+    own = {"image": DIGEST, "port": 8501, "env": {"A": "b"}, "extra_ports": {28080: 8500}}
+    service = parse_service(
+        {
+            "name": "digits_tf-1",
+            "image": DIGEST,
+            "port": 8080,
+            "host_port": 18080,
+            "backend": own,
+        }
+    )
+    common: dict[str, Any] = {"release": "abc", "family": "prediction", "bind_address": "10.0.0.1"}
+    engine.create(
+        name,
+        create_arguments(service, files={}, **common),
+        backend_arguments(service, files={}, **common),
+    )
+
+
+def test_a_backend_goes_where_its_service_goes(docker: FakeDocker) -> None:
+    engine = docker.engine()
+    _create(engine)
+    (backend,) = [name for name in docker.boxes if name != "digits_tf-1-next"]
+    front = docker.boxes["digits_tf-1-next"]["arguments"]
+    # A host name: no '_', and no name that a later release has too.
+    assert re.fullmatch(r"digits-tf-1-[0-9a-f]{6}", backend)
+    assert f"--env=BACKEND_HOST={backend}" in front and "--env=BACKEND_PORT=8501" in front
+    assert "--publish=10.0.0.1:18080:8080/tcp" in front and "--network=groundcrew" in front
+    behind = docker.boxes[backend]["arguments"]
+    assert [a for a in behind if a.startswith("--publish")] == ["--publish=10.0.0.1:28080:8500/tcp"]
+    assert "--network=groundcrew" in behind and "--env=A=b" in behind and "--env=A=b" not in front
+
+    engine.start("digits_tf-1-next")
+    engine.rename("digits_tf-1-next", "digits_tf-1")
+    assert engine.state("digits_tf-1").status == "running"
+    (listed,) = docker.engine().containers()
+    assert listed == ("digits_tf-1", "running", "digits_tf-1", "abc", "prediction", 18080)
+    later = docker.engine()
+    later.stop("digits_tf-1", 3)
+    assert [c for c in docker.calls if c.startswith(("start", "stop"))] == [
+        f"start {backend} digits_tf-1-next",
+        "stop --time 3 digits_tf-1",
+        f"stop --time 3 {backend}",
+    ]
+    later.remove("digits_tf-1")
+    assert docker.boxes == {}
+
+
+@pytest.mark.parametrize(("how", "state"), [("stopped", "exited"), ("removed", "dead")])
+def test_a_service_is_no_better_than_its_backend(docker: FakeDocker, how: str, state: str) -> None:
+    engine = docker.engine()
+    _create(engine, "digits_tf-1")
+    engine.start("digits_tf-1")
+    (backend,) = [name for name in docker.boxes if name != "digits_tf-1"]
+    if how == "removed":
+        docker.forget(backend)
+    else:
+        engine._run("stop", backend)
+        assert engine.state("digits_tf-1").status == "exited"
+    (listed,) = docker.engine().containers()
+    assert listed.state == state
+
+
+def test_a_backend_whose_service_was_never_made_is_removed(docker: FakeDocker) -> None:
+    engine = docker.engine()
+    _create(engine)
+    docker.forget("digits_tf-1-next")
+    later = docker.engine()
+    assert later.containers() == []
+    later.prune()
+    assert docker.boxes == {}
+    calls = len(docker.calls)
+    later.prune()
+    assert len(docker.calls) == calls

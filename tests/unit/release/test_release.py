@@ -356,3 +356,72 @@ def test_killed_at_each_step_then_a_bad_release_the_old_one_serves(
         world.deploy(a_service("exits"))
     assert world.status()["digits-1"] == "running"
     assert world.engine.boxes["digits-1"].behaviour == "good"
+
+
+def test_a_rollback_goes_back_to_the_version_before_and_forward_again(
+    world: World, a_service: Any
+) -> None:
+    (first,) = world.deploy(a_service())
+    second, *_ = world.deploy(a_service(name="digits-2"))
+    assert world.rollback("digits", check=True).changes == [f"digits-2, release {second.release}"]
+    assert world.status() == {"digits-2": "running", "digits-2-previous": "exited"}
+    outcome = world.rollback("digits")
+    assert (outcome.name, outcome.release, outcome.changed) == ("digits-1", first.release, True)
+    assert world.status() == {"digits-1": "running", "digits-1-previous": "exited"}
+    assert world.engine.boxes["digits-1"].labels["groundcrew.release"] == first.release
+    # What it left is as good a start as any other: the inventory's version, and then a rollback, again.
+    assert actions(world.deploy(a_service(name="digits-2")))[0] == ("digits-2", "created")
+    assert world.rollback("digits").name == "digits-1"
+    assert world.rollback("digits").name == "digits-2"
+
+
+def test_a_rollback_of_one_service_and_of_its_name(world: World, a_service: Any) -> None:
+    (first,) = world.deploy(a_service())
+    world.deploy(a_service(env={"WORKERS": 2}))
+    assert world.rollback("digits-1").release == first.release
+    assert world.status() == {"digits-1": "running", "digits-1-previous": "exited"}
+
+
+def test_a_release_that_does_not_come_back_leaves_the_present_one(
+    world: World, a_service: Any
+) -> None:
+    world.deploy(a_service())
+    second, *_ = world.deploy(a_service(name="digits-2"))
+    world.engine.boxes["digits-2-previous"].behaviour = "wrong"
+    with pytest.raises(ReleaseError, match="did not come back.*a wrong answer") as failure:
+        world.rollback("digits")
+    assert f"Release {second.release} (digits-2) was started again and serves" in str(failure.value)
+    assert world.status() == {"digits-2": "running", "digits-2-previous": "exited"}
+
+
+def test_a_rollback_needs_one_release_to_go_back_to(world: World, a_service: Any) -> None:
+    world.deploy(a_service())
+    with pytest.raises(GroundcrewError, match="nothing to go back to"):
+        world.rollback("digits")
+    two = [a_service(), a_service(name="digits-2", host_port=18082)]
+    world.deploy(*two)
+    world.deploy(*({**service, "command": ["again"]} for service in two))
+    with pytest.raises(GroundcrewError, match="digits-1, digits-2. Name the one you mean"):
+        world.rollback("digits")
+    assert world.rollback("digits-2").name == "digits-2"
+
+
+def test_a_rollback_killed_at_each_step_is_mended_by_a_deploy(world: World, a_service: Any) -> None:
+    step = 0
+    while True:
+        world.deploy(remove=["digits-1", "digits-2"])
+        world.deploy(a_service())
+        world.deploy(a_service(name="digits-2"))
+        world.engine.revive()
+        world.engine.kill_at = step
+        step += 1
+        try:
+            world.releaser().rollback("digits")
+        except Killed:
+            with contextlib.suppress(ReleaseError):  # it may say what it brought back
+                world.deploy(a_service(name="digits-2"))
+            world.deploy(a_service(name="digits-2"))
+            assert world.status()["digits-2"] == "running"
+        else:
+            break
+    assert step > 8

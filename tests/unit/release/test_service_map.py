@@ -42,6 +42,10 @@ def the_id(address: str = "10.0.0.1", **keys: Any) -> str:
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
         ({"host_port": 18081}, "host_port is 18081; expected an even port"),
         ({"port": None}, "port is None"),
+        ({"extra_ports": {28081: 8500}}, "extra_ports.28081 is 8500; expected an even port"),
+        ({"backend": {"image": DIGEST}}, "backend is None; expected a port"),
+        ({"backend": {"image": DIGEST, "port": 1, "host_port": 2}}, "backend: unknown key 'host_p"),
+        ({"backend": {"image": "x:1", "port": 1}}, "image is 'x:1'.*That is its backend's"),
         ({"port": 70000}, "port is 70000; expected a port"),
         ({"network": "host"}, "no host_port with network: host"),
         ({"network": "none"}, "network is 'none'"),
@@ -224,3 +228,15 @@ def test_network_host_publishes_nothing() -> None:
         for argument in arguments
         if argument.startswith(("--publish", "--memory", "--gpus"))
     ]
+
+
+def test_a_backend_is_part_of_the_release_and_its_ports_are_the_hosts() -> None:
+    backend = {"image": DIGEST, "port": 8501, "extra_ports": {28080: 8500}}
+    plain, behind = the_id(), the_id(backend=backend)
+    assert plain != behind != the_id(backend={**backend, "env": {"A": "b"}})
+    service = parse_service({**PLAIN, "backend": {**backend, "config": {"/x": "secret words"}}})
+    assert service.ports == (18080, 28080)
+    assert "secret words" not in json.dumps(public_map(service))
+    assert parse_service(public_map(service)).backend is not None
+    with pytest.raises(GroundcrewError, match="port 28080 on the host is already digits-1's"):
+        parse_services([{**PLAIN, "backend": backend}, {**PLAIN, "name": "b2", "host_port": 28080}])

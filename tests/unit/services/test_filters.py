@@ -28,7 +28,11 @@ def test_a_fault_is_a_filter_error_with_our_message(filters: Any) -> None:
     with pytest.raises(
         AnsibleFilterError, match="unknown key 'hostport'. Did you mean 'host_port'"
     ):
-        filters["groundcrew_models"](models, frameworks=["sklearn"], file="models.yml")
+        filters["groundcrew_models"](
+            models,
+            frameworks={"sklearn": {"image": "prediction_sklearn", "port": 8080}},
+            file="models.yml",
+        )
 
 
 def test_models_of_other_fleets_are_left_out(filters: Any) -> None:
@@ -36,7 +40,9 @@ def test_models_of_other_fleets_are_left_out(filters: Any) -> None:
         name: {"framework": "sklearn", "host_port": port, "version": "1", "fleet": name}
         for name, port in (("here", 18080), ("there", 18090))
     }
-    variants = filters["groundcrew_models"](models, frameworks=["sklearn"])
+    variants = filters["groundcrew_models"](
+        models, frameworks={"sklearn": {"image": "prediction_sklearn", "port": 8080}}
+    )
     assert [v["name"] for v in filters["groundcrew_in_fleets"](variants, ["here"])] == ["here-1"]
 
 

@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from groundcrew.services import (
     application_service,
     expand_models,
     expand_services,
+    framework_images,
+    frameworks,
     in_fleets,
     prediction_service,
 )
@@ -20,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 DIGEST = "registry.example/x@sha256:" + "a" * 64
-FRAMEWORKS = ["sklearn", "tensorflow"]
+FRAMEWORKS = frameworks(map(str, Path("roles/prediction/vars/frameworks").glob("*.yml")))
 DIGITS: dict[str, Any] = {"framework": "sklearn", "host_port": 18080, "version": "1"}
 FILE = "group_vars/local/models.yml"
 
@@ -69,12 +72,19 @@ def test_variants_take_the_ports_above() -> None:
     [
         ({"framwork": "sklearn"}, "unknown key 'framwork'. Did you mean 'framework'"),
         ({"framework": "skleran"}, "unknown framework 'skleran'. Did you mean 'sklearn'"),
-        ({"framework": "zzz"}, "unknown framework 'zzz'. Known: sklearn, tensorflow."),
+        (
+            {"framework": "zzz"},
+            "unknown framework 'zzz'. Known: custom, flask, mxnet, onnx, sklearn, ",
+        ),
         ({"version": None}, "give either version"),
         ({"variants": [{"version": "2", "weight": 100}]}, "give either version"),
         ({"version": "latest"}, "version is 'latest'; it has to be a whole number"),
         ({"version": True}, "version is True"),
-        ({"host_port": None}, "host_port is None"),
+        ({"host_port": "x"}, "host_port is 'x'"),
+        ({"framework": "custom", "backend": {"prot": 1}}, "backend: unknown key 'prot'. Did you m"),
+        ({"framework": "custom", "backend": 8000}, "backend: it is 8000; it has to be a map"),
+        ({"backend": {"port": 1}}, "framework sklearn has no server behind it"),
+        ({"framework": "tensorflow", "host_port": 65000}, "host_port . 10000 is 75000"),
         ({"host_port": 18081}, "host_port is 18081; it has to be even"),
         ({"host_port": 80}, "host_port is 80; it has to be a port, 1024 to 65535"),
         ({"env": "A=1"}, "env is 'A=1'; it has to be a map"),
@@ -128,14 +138,14 @@ def test_junk_is_refused_in_words_or_expands_to_weights_of_100(junk: dict[str, A
     assert sum(variant["weight"] for variant in variants) == 100
 
 
-FRAMEWORK = {
-    "image": "prediction_sklearn",
-    "port": 8080,
-    "ready_path": "/v1/models/digits:predict",
-    "env": {"MODEL_NAME": "digits", "WORKERS": "1"},
-    "ready_timeout_seconds": 60,
+FRAMEWORK = FRAMEWORKS["sklearn"]
+OTHER = "registry.example/y@sha256:" + "c" * 64
+IMAGES = {
+    "prediction_sklearn": DIGEST,
+    "application_digits": DIGEST,
+    "prediction_front": DIGEST,
+    "tensorflow_serving": OTHER,
 }
-IMAGES = {"prediction_sklearn": DIGEST, "application_digits": DIGEST}
 MANIFESTS = {"digits": {"1": "b" * 64}}
 
 
@@ -144,11 +154,90 @@ def test_a_variant_becomes_a_service_map_that_is_accepted() -> None:
     service = prediction_service(variant, FRAMEWORK, IMAGES, MANIFESTS, "/srv/models")
     (parsed,) = parse_services([service])
     assert (parsed.name, parsed.image, parsed.host_port) == ("digits-1", DIGEST, 18080)
-    assert parsed.env == {"MODEL_NAME": "digits", "WORKERS": "2"}
+    assert parsed.env == {
+        "MODEL_NAME": "digits",
+        "MODEL_VERSION": "1",
+        "MODEL_DIRECTORY": "/models/digits/1",
+        "PORT": "8080",
+        "WORKERS": "2",
+    }
+    assert parsed.backend is None
     assert parsed.ready.golden == "/srv/models/digits/1/golden.json"
     assert parsed.mounts[0].source == "/srv/models/digits/1" and parsed.mounts[0].read_only
     assert parsed.mounts[0].target == "/models/digits/1"
     assert (parsed.memory, parsed.manifest_sha256) == ("1g", "b" * 64)
+
+
+def test_a_model_without_a_port_has_one_of_its_own_whatever_other_models_there_are() -> None:
+    entry = {"framework": "tensorflow", "version": "1"}
+    (alone,) = expand_models({"digits_tf": entry}, FRAMEWORKS)
+    many = expand_models({"a": entry, "digits_tf": entry, "zz": entry}, FRAMEWORKS)
+    assert alone in many
+    ports = [variant[key] for variant in many for key in ("host_port", "grpc_port")]
+    assert len({*ports}) == 6 and not any(port % 2 for port in ports)
+    assert all(10000 <= v["host_port"] < 18000 for v in many)
+    assert all(v["grpc_port"] == v["host_port"] + 10000 for v in many)
+    assert "grpc_port" not in models()[0]
+
+
+def test_a_model_server_stands_behind_the_front() -> None:
+    entry = {
+        "framework": "tensorflow",
+        "version": "4",
+        "host_port": 18090,
+        "env": {"TF_NUM_INTEROP_THREADS": "1"},
+        "resources": {"memory": "2g", "gpus": 1},
+    }
+    (variant,) = expand_models({"digits_tf": entry}, FRAMEWORKS)
+    service = prediction_service(
+        variant, FRAMEWORKS["tensorflow"], IMAGES, {"digits_tf": {"4": "b" * 64}}, "/srv/models"
+    )
+    (parsed,) = parse_services([service])
+    assert parsed.image == DIGEST and parsed.host_port == 18090 and parsed.memory is None
+    assert parsed.env["BACKEND_PATH"] == "/v1/models/digits_tf/versions/4:predict"
+    assert parsed.ready.path == "/v1/models/digits_tf:predict"
+    behind = parsed.backend
+    assert behind is not None
+    assert (behind.image, behind.port, behind.extra_ports) == (OTHER, 8501, {28090: 8500})
+    assert (behind.memory, behind.gpus, behind.host_port) == ("2g", "1", None)
+    assert behind.env["TF_NUM_INTEROP_THREADS"] == "1"
+    assert "TF_NUM_INTEROP_THREADS" not in parsed.env
+    assert behind.mounts == parsed.mounts
+
+
+def test_a_custom_image_says_its_path_and_keys() -> None:
+    backend = {"port": 9000, "path": "/score/{model}", "response_key": "scores", "user": "1000"}
+    entry: dict[str, Any] = {"framework": "custom", "version": "1", "backend": backend}
+    (variant,) = expand_models({"special": {**entry, "image": OTHER}}, FRAMEWORKS)
+    manifests = {"special": {"1": "b" * 64}}
+    service = prediction_service(variant, FRAMEWORKS["custom"], IMAGES, manifests, "/srv/models")
+    (parsed,) = parse_services([service])
+    assert parsed.env["BACKEND_PATH"] == "/score/special"
+    assert parsed.env["BACKEND_RESPONSE_KEY"] == "scores"
+    assert parsed.backend is not None
+    assert (parsed.backend.image, parsed.backend.port) == (OTHER, 9000)
+    assert parsed.backend.user == "1000:1000"
+    (without,) = expand_models({"special": entry}, FRAMEWORKS)
+    with pytest.raises(GroundcrewError, match="framework custom has no image of its own; give"):
+        prediction_service(without, FRAMEWORKS["custom"], IMAGES, manifests, "/srv/models")
+
+
+def test_the_images_that_models_need() -> None:
+    variants = expand_models(
+        {
+            "digits": DIGITS,
+            "digits_tf": {"framework": "tensorflow", "version": "1"},
+            "legacy": {"framework": "flask", "version": "1", "image": "our_flask"},
+            "special": {"framework": "custom", "version": "1", "image": OTHER},
+        },
+        FRAMEWORKS,
+    )
+    assert framework_images(variants, FRAMEWORKS) == [
+        "our_flask",
+        "prediction_front",
+        "prediction_sklearn",
+        "tensorflow_serving",
+    ]
 
 
 def test_a_missing_image_or_manifest_is_named_except_in_check_mode() -> None:
