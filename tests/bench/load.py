@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -89,6 +90,19 @@ def medians(rounds: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The median of each figure over several rounds that have the same figures."""
     listed = list(rounds)
     return {name: round(statistics.median(r[name] for r in listed), 3) for name in listed[0]}
+
+
+def container_memory_mb(stats: str, service: str) -> float:
+    """The memory of a service's containers in what `docker stats --format '{{json .}}'` printed, a container a line."""
+    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+    used = []
+    for container in map(json.loads, stats.splitlines()):
+        if container["Name"] == service or container["Name"].startswith(f"{service}-"):
+            [(number, unit)] = re.findall(r"^([0-9.]+)([A-Za-z]+)", container["MemUsage"])
+            used.append(float(number) * units[unit])
+    if not used:
+        raise BenchError(f"the host runs no container of {service}")
+    return round(sum(used) / 1e6, 1)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

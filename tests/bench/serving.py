@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from load import BenchError, install_wrk, measure, medians, table
+from load import BenchError, container_memory_mb, install_wrk, measure, medians, table
+from sklearn.datasets import load_digits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PEERS = REPOSITORY / "tests/bench/peers"
@@ -41,7 +43,9 @@ BUILD = REPOSITORY / "build/bench"
 REPORT = BUILD / "serving.json"
 ACCESS = REPOSITORY / "build/local/access.json"
 IMAGES = REPOSITORY / "files/images"
-PYTHONPATH = f"{REPOSITORY / 'plugins/module_utils'}:{IMAGES / 'prediction_sklearn'}:{PEERS}"
+# The package moves; whichever folder has it.
+PACKAGE = next(p.parent for p in sorted(IMAGES.glob("prediction_*/groundcrew_prediction")))
+PYTHONPATH = f"{REPOSITORY / 'plugins/module_utils'}:{PACKAGE}:{PEERS}"
 # A virtual environment and the lock files it is made of.
 VENVS = {
     "groundcrew": [
@@ -379,34 +383,45 @@ class Route:
     context: ssl.SSLContext | None = None
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A model version that the environment serves: its service on the first prediction host, and the ways to it."""
+
+    service: str
+    host: str
+    routes: list[Route]
+
+
 def model_variants(host: str) -> list[dict[str, Any]]:
     """What the inventory says is served, with every default filled in."""
     ansible = Path(sys.prefix) / "bin/ansible"
     # The debug action asks no host.
-    output = run([ansible, host, "-m", "ansible.builtin.debug", "-a", "var=model_variants"])
+    command = [ansible, host, "-m", "ansible.builtin.debug", "-a", "var=model_variants"]
+    output = run(command, ANSIBLE_CALLBACK_RESULT_FORMAT="json")
     variants: list[dict[str, Any]] = json.loads(output.partition("=>")[2])["model_variants"]
     return variants
 
 
-def local_routes(access: Mapping[str, Any]) -> list[tuple[str, list[Route]]]:
-    """Every variant of the environment, and how it is reached."""
+def local_variants(access: Mapping[str, Any]) -> list[Variant]:
     host, address = next((h, a) for h, a in sorted(access["hosts"].items()) if "prediction" in h)
     context = ssl.create_default_context(cafile=access["ca_file"])
-    key = {"X-Api-Key": access.get("bench_api_key") or access["api_key"]}
-    routes = []
+    variants = []
     for variant in model_variants(host):
         model, version = variant["model"], variant["version"]
         path = f"/v1/models/{model}/versions/{version}:predict"
         name = f"{model} {version} ({variant['framework']})"
-        direct = Route(f"{name}, host", f"http://{address}:{variant['host_port']}{path}", HEADERS)
-        url = access["gateway_url"].rstrip("/") + path
-        through = Route(f"{name}, gateway", url, {**HEADERS, **key}, context)
-        routes.append((name, [direct, through]))
-    return routes
+        url = f"http://{address}:{variant['host_port']}{path}"
+        routes = [Route(f"{name}, host", url, HEADERS)]
+        if access.get("bench_api_key"):
+            key = {"X-Api-Key": access["bench_api_key"]}
+            url = access["gateway_url"].rstrip("/") + path
+            routes.append(Route(f"{name}, gateway", url, {**HEADERS, **key}, context))
+        variants.append(Variant(variant["name"], host, routes))
+    return variants
 
 
 def reachable(access: Mapping[str, Any]) -> bool:
-    address = urllib.request.urlparse(access["gateway_url"])  # type: ignore[attr-defined]
+    address = urllib.parse.urlsplit(access["gateway_url"])
     try:
         with socket.create_connection((address.hostname, address.port or 443), timeout=3):
             return True
@@ -414,36 +429,59 @@ def reachable(access: Mapping[str, Any]) -> bool:
         return False
 
 
+def service_memory_mb(variant: Variant) -> float:
+    """Of the service's container, and of the backend's where it has one, as Docker on its host counts."""
+    shown = run(
+        ["docker", "exec", variant.host, "docker", "stats", "--no-stream", "--format", "{{json .}}"]
+    )
+    return container_memory_mb(shown, variant.service)
+
+
+def compare_routes(variant: Variant, rows: Sequence[Row], labels: Sequence[int]) -> None:
+    """A model is right about most digits, and both ways to it give the same answers."""
+    answers = [
+        [predictions(ask(r.url, r.headers, instances(row), r.context)) for row in rows]
+        for r in variant.routes
+    ]
+    right = sum(a.index(max(a)) == label for a, label in zip(answers[0], labels, strict=True))
+    if right < 0.9 * len(labels):
+        raise BenchError(f"{variant.service} is right about {right} of {len(labels)} digits")
+    for answer in answers[1:]:
+        far = max(
+            abs(a - b)
+            for one, other in zip(answers[0], answer, strict=True)
+            for a, b in zip(one, other, strict=True)
+        )
+        if far > TOLERANCE:
+            raise BenchError(f"{variant.service} answers otherwise through the gateway, by {far}")
+
+
 def measure_local(repetitions: int, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
     """Figures by route and connections; none when the environment does not run."""
     if not ACCESS.exists() or not reachable(json.loads(ACCESS.read_text())):
         print(
-            "\nbench | The local environment is not running (make deploy): its models are not measured"
+            "bench | The environment local is not running (make deploy): its models are not measured"
         )
         return {}
     access = json.loads(ACCESS.read_text())
-    from sklearn.datasets import load_digits
-
+    if not access.get("bench_api_key"):
+        print(
+            f"bench | {ACCESS} has no key of a client without a limit: nothing is measured through the gateway"
+        )
     digits = load_digits()
-    bodies = [instances(row) for row in digits.data[:64].tolist()]
+    rows, labels = digits.data[:64].tolist(), digits.target[:64].tolist()
+    bodies = [instances(row) for row in rows]
+    variants = local_variants(access)
     rounds: dict[str, dict[str, list[dict[str, float]]]] = {}
-    variants = local_routes(access)
-    for name, routes in variants:
-        answers = [
-            [predictions(ask(r.url, r.headers, body, r.context)) for body in bodies] for r in routes
-        ]
-        labels = [row.index(max(row)) for row in answers[0]]
-        right = sum(a == b for a, b in zip(labels, digits.target[:64], strict=True))
-        if right < 0.9 * len(labels) or answers[0] != answers[1]:
-            raise BenchError(
-                f"{name}: {right} of {len(labels)} digits are right, or the two routes differ"
-            )
+    for variant in variants:
+        compare_routes(variant, rows, labels)
     for number in range(repetitions):
-        for _, routes in variants:
-            for route in routes:
+        for variant in variants:
+            for route in variant.routes:
                 measure(route.url, route.headers, bodies, 16, 1)
                 for connections in CONNECTIONS:
                     figures = measure(route.url, route.headers, bodies, connections, seconds)
+                    figures["memory_mb"] = service_memory_mb(variant)
                     listed = rounds.setdefault(route.name, {}).setdefault(str(connections), [])
                     listed.append(figures)
                 print_round(number, repetitions, route.name, figures)

@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from load import BenchError, measure, medians, parse, table
+from load import BenchError, container_memory_mb, measure, medians, parse, table
 
 FIGURES = {
     "requests": 3000,
@@ -59,3 +59,15 @@ def test_key_is_not_on_the_command_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert measure("http://x", {"X-Api-Key": "secret"}, [{}], 1, 1)["p50_ms"] == 1.25
     assert "secret" not in (tmp_path / "words").read_text()
+
+
+def test_memory_of_a_service_and_its_backend():
+    names = {
+        "digits-1": "100MiB / 1GiB",
+        "digits-1-backend": "0.5GiB / 1GiB",
+        "digits-10": "7B / 1B",
+    }
+    stats = "\n".join(json.dumps({"Name": n, "MemUsage": m}) for n, m in names.items())
+    assert container_memory_mb(stats, "digits-1") == 641.7
+    with pytest.raises(BenchError, match="digits-2"):
+        container_memory_mb(stats, "digits-2")
