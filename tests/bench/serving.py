@@ -43,18 +43,17 @@ BUILD = REPOSITORY / "build/bench"
 REPORT = BUILD / "serving.json"
 ACCESS = REPOSITORY / "build/local/access.json"
 IMAGES = REPOSITORY / "files/images"
-# The package moves; whichever folder has it.
-PACKAGE = next(p.parent for p in sorted(IMAGES.glob("prediction_*/groundcrew_prediction")))
-PYTHONPATH = f"{REPOSITORY / 'plugins/module_utils'}:{PACKAGE}:{PEERS}"
+PYTHONPATH = f"{REPOSITORY / 'plugins/module_utils'}:{IMAGES / 'prediction_front'}:{PEERS}"
 # A virtual environment and the lock files it is made of.
 VENVS = {
+    # One after the other: the second is constrained by the first and lists what it adds.
     "groundcrew": [
         IMAGES / "sklearn/requirements.txt",
         IMAGES / "prediction_sklearn/requirements.txt",
     ],
     **{
         name: [REPOSITORY / f"requirements/bench_{name}.txt"]
-        for name in ("flask", "mlserver", "bentoml")
+        for name in ("onnx", "flask", "mlserver", "bentoml")
     },
 }
 CONNECTIONS = (1, 16, 64)
@@ -135,7 +134,7 @@ SERVERS = [
     ours(
         NO_MODEL,
         "front",
-        granian("no_model:application", "wsgi", "--factory", "--blocking-threads=4"),
+        granian("no_model:application", "rsgi", "--factory"),
         constant=True,
     ),
     ours(SKLEARN, "sklearn"),
@@ -209,7 +208,7 @@ SERVERS = [
 # -- virtual environments and models --------------------------------------------------------------
 
 
-def run(command: Sequence[str | Path], **environment: str) -> str:
+def run(command: Sequence[object], **environment: str) -> str:
     done = subprocess.run(
         [str(word) for word in command],
         env={**os.environ, **environment},
@@ -239,8 +238,10 @@ def prepare(folder: Path) -> dict[str, Any]:
         python, models = venv / "bin/python", folder / name
         run([python, PEERS / "train.py", models])
         cases[name] = json.loads((models / "cases.json").read_text())
-        if name == "groundcrew":
-            run([python, PEERS / "versions.py", models], PYTHONPATH=PYTHONPATH)
+    # Ours: trained with what the image has, exported where the exporter is, then laid out as in the store.
+    run([BUILD / "venvs/onnx/bin/python", PEERS / "export.py", folder / "groundcrew"])
+    python = BUILD / "venvs/groundcrew/bin/python"
+    run([python, PEERS / "versions.py", folder / "groundcrew"], PYTHONPATH=PYTHONPATH)
     return cases
 
 
@@ -261,7 +262,7 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, list[psutil.Pro
     with ExitStack() as stack:
         ports = dict(zip(("port", "port2", "port3"), map(str, free_ports(3)), strict=True))
         values = {**ports, "folder": str(folder / server.venv)}
-        processes = []
+        processes: list[psutil.Process] = []
         if server.backend:
             address, processes = stack.enter_context(running(server.backend, folder))
             values["backend_port"] = address.rpartition(":")[2]

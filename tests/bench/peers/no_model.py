@@ -1,27 +1,27 @@
-"""Our server with a constant instead of a model: what a model's prediction is compared with."""
+"""Our server with a constant in the place of a model: what every model's cost is compared with (Granian, RSGI)."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
-from groundcrew import model_store
-from groundcrew_prediction.app import create_app
-from groundcrew_prediction.contract import Signature
+from groundcrew_prediction import engine
+from groundcrew_prediction.app import Application
+from groundcrew_prediction.serving import Direct
+from groundcrew_prediction.settings import Settings
+from groundcrew_prediction.transform import Array
 
 
 class Constant:
-    model, version, framework, manifest_sha256 = "forest", "1", "custom", ""
+    def __init__(self, model: engine.Model) -> None:
+        self.model = model
+        self.answer = np.array([[0.25, 0.75]], dtype=np.float32)
 
-    def __init__(self):
-        self.signature = Signature.from_manifest(
-            model_store.verify_directory(Path(os.environ["MODEL_DIRECTORY"])).manifest
-        )
-
-    def predict(self, instances):
-        return np.tile(np.array([0.25, 0.75], dtype=np.float32), (len(instances), 1))
+    def predict(self, instances: Array) -> Array:
+        return np.repeat(self.answer, len(instances), axis=0)
 
 
-def application():
-    return create_app(Constant())
+def application() -> Application:
+    settings = Settings.from_environment(os.environ)
+    model = engine.open_model(settings.directory, settings.model, settings.version)
+    return Application(Direct(Constant(model)), settings)
