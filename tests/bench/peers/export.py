@@ -8,11 +8,13 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-from skl2onnx import to_onnx
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "plugins/module_utils"))
+from groundcrew import onnx_export
 
 folder = Path(sys.argv[1])
 forest = joblib.load(folder / "model.joblib")
 rows = np.array(json.loads((folder / "cases.json").read_text())["rows"], dtype=np.float32)
-# Probabilities as an array, not as a list of dictionaries.
-exported = to_onnx(forest, rows[:1], options={id(forest): {"zipmap": False}})
-(folder / "model.onnx").write_bytes(exported.SerializeToString())
+exported = onnx_export.export(forest, folder, rows)
+if exported.reason:
+    sys.exit(exported.reason)
