@@ -4,12 +4,17 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import testinfra
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import contract
 
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 BUILD = ROOT / "build/test"
@@ -87,6 +92,98 @@ def test_bad_request_says_why_and_the_service_stays_up(access, body, word):
     status, answer, _ = ask(access, "/v1/models/digits:predict", body)
     assert status == 400 and word in json.loads(answer)["error"]
     assert ask(access, "/v1/models/digits")[0] == 200
+
+
+MODELS = ["digits", "digits_tf", "digits_mx", "digits_ox"]
+
+
+@pytest.fixture(scope="module")
+def expected(access):
+    return gateway_predictions(access, "digits")
+
+
+def gateway_predictions(access, model):
+    key = {"X-Api-Key": access["api_key"]}
+    url = f"{access['gateway_url']}/v1/models/{model}:predict"
+    return contract.predictions(url, key, access["ca_file"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_framework_gives_the_same_answers(access, model, expected):
+    contract.assert_same(gateway_predictions(access, model), expected, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("bad", contract.BAD, ids=lambda bad: bad.name)
+def test_every_framework_gives_the_same_refusals(access, model, bad):
+    key = {"X-Api-Key": access["api_key"], **(bad.headers or {})}
+    url = f"{access['gateway_url']}/v1/models/{model}"
+    reply = contract.ask(url + bad.path, bad.body, key, access["ca_file"])
+    assert reply.status == bad.status and bad.word in reply.said["error"], reply
+    assert contract.ask(url, None, key, access["ca_file"]).status == 200
+
+
+GRPC = """
+import json, os, sys
+import grpc, numpy
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow import make_ndarray, make_tensor_proto
+credentials = grpc.ssl_channel_credentials(open("/ca.crt", "rb").read())
+stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.secure_channel(sys.argv[1], credentials))
+request = predict_pb2.PredictRequest()
+request.model_spec.name = sys.argv[2]
+rows = numpy.array(json.load(sys.stdin), dtype="float32")
+(name,) = json.loads(os.environ["INPUTS"])
+request.inputs[name].CopyFrom(make_tensor_proto(rows))
+try:
+    reply = stub.Predict(request, 20, metadata=[("x-api-key", os.environ.get("KEY", ""))])
+except grpc.RpcError as error:
+    sys.exit(error.code().name)
+print(json.dumps(make_ndarray(list(reply.outputs.values())[0]).tolist()))
+"""
+
+
+def ask_by_grpc(access, model, rows, key):
+    """TensorFlow Serving's own client, in the image that has it."""
+    image = "groundcrew/tensorflow_serving_stand_in:build"
+    done = subprocess.run(
+        [
+            "docker",
+            "run",
+            "--rm",
+            "--interactive",
+            "--network=host",
+            "--entrypoint=python",
+            "--env=KEY",
+            "--env=INPUTS",
+            f"--volume={access['ca_file']}:/ca.crt:ro",
+            image,
+            "-c",
+            GRPC,
+            access["gateway_url"].removeprefix("https://"),
+            model,
+        ],
+        input=json.dumps(rows),
+        env={**os.environ, "KEY": key, "INPUTS": '["instances"]'},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_grpc_through_the_gateway(access, expected):
+    # gRPC goes past the front, so the division by 16 is the client's.
+    rows = (contract.held_out()[:20] / 16).tolist()
+    status, answer, said = ask_by_grpc(access, "digits_tf", rows, access["api_key"])
+    assert status == 0, said
+    contract.assert_same(np.array(json.loads(answer)), expected[:20], "digits_tf by gRPC")
+    for model, key, code in (
+        ("digits_tf", "wrong", "UNAUTHENTICATED"),
+        ("digits", access["api_key"], "UNIMPLEMENTED"),
+    ):
+        status, _, said = ask_by_grpc(access, model, rows[:1], key)
+        assert status != 0 and code in said, said
 
 
 def test_strangers_are_refused(access):
