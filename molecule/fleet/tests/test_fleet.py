@@ -163,6 +163,7 @@ def ask_by_grpc(access, model, rows, key):
             access["gateway_url"].removeprefix("https://"),
             model,
         ],
+        check=False,
         input=json.dumps(rows),
         env={**os.environ, "KEY": key, "INPUTS": '["instances"]'},
         capture_output=True,
