@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
 import numpy as np
 import pytest
 from groundcrew_prediction import engine
-from groundcrew_prediction.app import create_app
+from groundcrew_prediction.app import Application
+from groundcrew_prediction.serving import MicroBatch
+from groundcrew_prediction.settings import Settings
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+PREDICT = "/v1/models/digits:predict"
 SIGNATURE = {
     "inputs": {"shape": [64], "dtype": "float64", "minimum": 0, "maximum": 16},
     "outputs": {"shape": [10], "labels": [str(digit) for digit in range(10)]},
@@ -73,9 +79,62 @@ def loaded(version_directory: Path) -> engine.SklearnEngine:
     return engine.load(version_directory, "digits", "1")
 
 
+class Client:
+    """Asks an application by RSGI, in memory."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answered:
+        return asyncio.run(self.asked(method, path, body, **headers))
+
+    async def asked(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answered:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = Connection(body)
+        scope = SimpleNamespace(method=method, path=path, headers=given)
+        await self.application.__rsgi__(scope, connection)
+        assert connection.answered is not None
+        return connection.answered
+
+    def post(self, document: Any, **headers: str) -> Answered:
+        return self.ask("POST", PREDICT, json.dumps(document).encode(), **headers)
+
+
+@dataclass(frozen=True)
+class Answered:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.answered: Answered | None = None
+
+    async def __call__(self) -> bytes:
+        return self.body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self.body), 1 << 14):
+            yield self.body[start : start + (1 << 14)]
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        assert self.answered is None
+        assert len(dict(headers)) == len(headers)
+        self.answered = Answered(status, dict(headers), body)
+
+
 @pytest.fixture
-def client(loaded: engine.SklearnEngine) -> Any:
-    return create_app(loaded, max_body_bytes=100_000).test_client()
+def client(loaded: engine.SklearnEngine, version_directory: Path) -> Client:
+    settings = Settings(
+        "digits", "1", version_directory, max_body_bytes=100_000, max_instances=50, max_queue=8
+    )
+    return Client(Application(MicroBatch(loaded), settings))
 
 
 @pytest.fixture

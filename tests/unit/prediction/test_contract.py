@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from groundcrew.errors import GroundcrewError
-from groundcrew_prediction.contract import BadRequest, Signature, read_instances
+from groundcrew_prediction.contract import BadRequest, Signature, to_array
+from groundcrew_prediction.request import instances as parsed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,10 @@ from hypothesis import strategies as st
 def signature(*shape: int, dtype: str = "float64", **bounds: Any) -> Signature:
     inputs = {"shape": list(shape), "dtype": dtype, **bounds}
     return Signature.from_manifest({"signature": {"inputs": inputs, "outputs": {"shape": [1]}}})
+
+
+def read_instances(data: bytes, taken: Signature) -> np.ndarray[Any, Any]:
+    return to_array(parsed(data, 1000), taken)
 
 
 THREE = signature(3, minimum=0, maximum=16)
