@@ -40,6 +40,7 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
         "MODEL_VERSION": "1",
         "MODEL_DIRECTORY": str(directory),
         "MAX_BODY_BYTES": "10000000",
+        "MAX_INSTANCES": "50000",
         "OMP_NUM_THREADS": "1",
         **more,
     }
