@@ -29,11 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import job as jobs
 import numpy as np
 from groundcrew import golden, model_store
 from groundcrew.errors import GroundcrewError
-
-import job as jobs
 from job import Job
 
 NETWORK, HOLDOUT, TRANSFORM = "network.npz", "holdout.npz", "transform.py"

@@ -117,7 +117,10 @@ def test_a_version_is_asked_for_by_its_number_and_weights_share_the_rest(ask):
     answer = ask({"path": "/v1/models/versioned/versions/3:predict", "headers": KEY})
     assert answer["status"] == 404 and "version" in error_of(answer)
     answers = ask(*[{"path": "/v1/models/versioned:predict", "headers": KEY, "bytes": 9}] * 100)
-    assert Counter(json.loads(answer["body"])["port"] for answer in answers) == {18080: 90, 18081: 10}
+    assert Counter(json.loads(answer["body"])["port"] for answer in answers) == {
+        18080: 90,
+        18081: 10,
+    }
 
 
 def grpc_request(model: bytes) -> str:
@@ -129,7 +132,12 @@ def grpc_request(model: bytes) -> str:
 
 @pytest.mark.parametrize(
     ("model", "headers", "status"),
-    [(b"versioned", {}, 401), (b"unknown", KEY, 404), (b"digits", KEY, 404), (b"versioned", KEY, 503)],
+    [
+        (b"versioned", {}, 401),
+        (b"unknown", KEY, 404),
+        (b"digits", KEY, 404),
+        (b"versioned", KEY, 503),
+    ],
 )
 def test_grpc_needs_a_key_and_a_model_that_speaks_it(ask, model, headers, status):
     answer = ask(
