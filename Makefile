@@ -34,9 +34,9 @@ lint: ## Run the linters alone
 unit: ## Run the unit tests alone
 	@tests/run unit
 
-bench: ## Measure Conda environments against pip and uv on this machine (build/bench/conda.json)
+bench: ## Measure against peers on this machine (build/bench/*.json; bench=conda or bench=serving for one)
 	@./setup.sh dev
-	@.venv/bin/python tests/bench/conda.py
+	@status=0; for name in $(or $(bench),conda serving); do .venv/bin/python tests/bench/$$name.py || status=1; done; exit $$status
 
 readmes: ## Write the variable tables of the roles' READMEs from their argument specs
 	@./setup.sh dev
@@ -49,7 +49,7 @@ lock-export: setup ## Render Conda locks for conda, mamba and micromamba into bu
 	@$(playbook) playbooks/lock_export.yml $(if $(conda),-e conda=$(conda))
 
 lock-requirements: setup ## Resolve requirements/*.in into hash-locked requirements/*.txt
-	@for name in bootstrap controller conda_tools dev; do \
+	@for name in bootstrap controller conda_tools dev bench_flask bench_mlserver bench_bentoml bench_onnx; do \
 	    .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        --custom-compile-command 'make lock-requirements' requirements/$$name.in -o requirements/$$name.txt >/dev/null; \
 	done

@@ -2,6 +2,7 @@
 """An inventory for tests: one that ships, as environment `test`, with names, subnet and ports of its own.
 
 GROUNDCREW_TEST_INVENTORY: which one, `single` (default) or `local`.
+GROUNDCREW_TEST_VARIABLES: a file of variables that replace those of the environment.
 GROUNDCREW_TEST_VARIANTS: for `single`, the kinds of host image, one host each: test-1 of `baked` (the default), test-plain, test-dlami.
 """
 
@@ -43,6 +44,8 @@ def inventory(source: str, variants: list[str]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
     for file in sorted((folder / "group_vars" / source).glob("*.yml")):
         variables.update(yaml.safe_load(file.read_text()) or {})
+    if own := os.environ.get("GROUNDCREW_TEST_VARIABLES"):
+        variables.update(yaml.safe_load(Path(own).read_text()))
     subnet = ".".join(variables["network_cidr"].split(".")[:2]) + "."
     variables = readdress(variables, subnet)
     variables["environment_name"] = "test"

@@ -100,7 +100,7 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
         bucket.create_bucket(Bucket="groundcrew-test-store")
     for source in (
         "plugins/module_utils/groundcrew",
-        "files/images/prediction_sklearn/groundcrew_prediction",
+        "files/images/prediction_front/groundcrew_prediction",
         "files/images/batch_sklearn/groundcrew_batch",
         "files/example/training/train.py",
     ):

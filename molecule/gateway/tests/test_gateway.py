@@ -360,11 +360,13 @@ def client():
             connection.close()
 threads = [threading.Thread(target=client) for _ in range(4)]
 for thread in threads: thread.start()
-for _ in range(3):
+try:
+    for _ in range(3):
+        time.sleep(1)
+        subprocess.run(["systemctl", "reload", "haproxy"], check=True)
     time.sleep(1)
-    subprocess.run(["systemctl", "reload", "haproxy"], check=True)
-time.sleep(1)
-stop.set()
+finally:
+    stop.set()
 for thread in threads: thread.join()
 print(json.dumps([len(answered), failures]))
 """

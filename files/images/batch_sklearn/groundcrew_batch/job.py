@@ -39,19 +39,19 @@ def run(settings: Settings, client: Any, say: Callable[[str], None]) -> dict[str
         return {"run": settings.run_id, "manifest_sha256": digest, "latest": latest}
     started = time.monotonic()
     started_at = objects.timestamp()
-    model = engine.load(settings.model_directory, settings.model, settings.version)
+    loaded = engine.load(settings.model_directory, settings.model, settings.version)
     say(f"loaded model {settings.model} version {settings.version}")
     with tempfile.TemporaryDirectory(dir=settings.work_directory) as scratch:
         source = obtain(client, settings.input, Path(scratch))
         say(f"read {settings.input}, {source.size} bytes, sha256 {source.sha256}")
         writer = batch_store.BatchWriter(client, settings.bucket, settings.job, settings.run_id)
-        predicted, rejected = _score(settings, model, source, writer, Path(scratch), say)
+        predicted, rejected = _score(settings, loaded, source, writer, Path(scratch), say)
     _require_predictions(settings, predicted, rejected)
     digest, latest = writer.finish(
         {
             "model_name": settings.model,
             "model_version": settings.version,
-            "model_manifest_sha256": model.manifest_sha256,
+            "model_manifest_sha256": loaded.model.manifest_sha256,
             "input": {"uri": source.uri, "sha256": source.sha256, "size": source.size},
             "chunk_rows": settings.chunk_rows,
             "include_instances": settings.include_instances,
@@ -82,7 +82,7 @@ def _require_predictions(settings: Settings, predicted: int, rejected: int) -> N
 
 def _score(
     settings: Settings,
-    model: Engine,
+    engine: Engine,
     source: Input,
     writer: batch_store.BatchWriter,
     scratch: Path,
@@ -92,9 +92,9 @@ def _score(
     predicted = rejected = 0
     path = scratch / batch_store.REJECTED
     with pyarrow.parquet.ParquetWriter(path, REJECTED_SCHEMA) as rejects:
-        for index, chunk in enumerate(chunks(source, model.signature, settings.chunk_rows)):
+        for index, chunk in enumerate(chunks(source, engine.model.signature, settings.chunk_rows)):
             begun = time.monotonic()
-            writer.add_part(index, _part(model, chunk, settings.include_instances), len(chunk.ids))
+            writer.add_part(index, _part(engine, chunk, settings.include_instances), len(chunk.ids))
             rejects.write_table(_rejected_table(chunk.rejected))
             predicted += len(chunk.ids)
             rejected += len(chunk.rejected)
@@ -107,11 +107,11 @@ def _score(
     return predicted, rejected
 
 
-def _part(model: Engine, chunk: Chunk, include_instances: bool) -> bytes:
+def _part(engine: Engine, chunk: Chunk, include_instances: bool) -> bytes:
     """A Parquet file with the columns id, predictions and, when asked for, instance."""
     columns = {"id": pa.array(chunk.ids, pa.string())}
     if chunk.ids:
-        columns["predictions"] = _lists(model.predict(chunk.instances))
+        columns["predictions"] = _lists(engine.predict(chunk.instances))
     else:
         columns["predictions"] = pa.array([], pa.list_(pa.float64()))
     if include_instances:

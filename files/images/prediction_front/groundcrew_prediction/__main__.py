@@ -30,12 +30,11 @@ def main() -> int:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     command = [
         "granian",
-        "--interface=wsgi",
+        "--interface=rsgi",
         "--no-ws",
         "--host=0.0.0.0",
         f"--port={settings.port}",
         f"--workers={settings.workers}",
-        "--blocking-threads=4",
         "--workers-kill-timeout=30",
         "--no-access-log",
         "--factory",

@@ -7,10 +7,10 @@ an instance being a nested list of numbers of the shape that the model's signatu
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ import numpy as np
 from groundcrew.errors import GroundcrewError
 
 _NUMBERS = frozenset({int, float})
+_FEW = 512
 _KINDS = {
     str: "text",
     bool: "a truth value",
@@ -46,6 +47,13 @@ class Signature:
     maximum: float | None
     outputs: tuple[int, ...]
     labels: tuple[str, ...] | None
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest number that may be given, both finite."""
+        largest = float(np.finfo(self.dtype).max)
+        low = -largest if self.minimum is None else self.minimum
+        return low, largest if self.maximum is None else self.maximum
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Signature:
@@ -78,41 +86,8 @@ def _bound(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def read_instances(body: bytes, signature: Signature) -> np.ndarray[Any, Any]:
-    """The instances of a request's body: an array (n, *shape), n at least 1, finite and in range.
-
-    Raises BadRequest that names the instance and the position of the first fault.
-    """
-    instances = _parse(body)
-    flat: Iterable[Any] = instances
-    for depth, length in enumerate(signature.shape):
-        if set(map(type, flat)) != {list} or set(map(len, flat)) != {length}:
-            _find_fault(instances, signature, depth)
-        flat = list(chain.from_iterable(flat))
-    # One look at the types for all numbers: bool is an int and numpy would take "1" for 1.
-    if not set(map(type, flat)) <= _NUMBERS:
-        _find_fault(instances, signature)
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(flat, dtype=signature.dtype)
-    except OverflowError:
-        _find_fault(instances, signature)
-    low = -math.inf if signature.minimum is None else signature.minimum
-    high = math.inf if signature.maximum is None else signature.maximum
-    if not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
-        _find_fault(instances, signature)
-    return array.reshape(len(instances), *signature.shape)
-
-
-def _parse(body: bytes) -> list[Any]:
-    if not body:
-        raise BadRequest('the body is empty; it must be JSON such as {"instances": [[…]]}')
-    try:
-        document = json.loads(body, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
+def instances_of(document: Any) -> list[Any]:
+    """The instances of a decoded request. Raises BadRequest when there are none."""
     if not isinstance(document, dict):
         raise BadRequest(f'the body is {_kind(document)}; it must be an object with "instances"')
     if "instances" not in document:
@@ -125,9 +100,35 @@ def _parse(body: bytes) -> list[Any]:
     return instances
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    # Python's parser takes NaN and Infinity, which JSON does not have.
-    raise BadRequest(f"the body holds {name}; every number must be finite")
+def to_array(instances: list[Any], signature: Signature) -> np.ndarray[Any, Any]:
+    """Instances, at least one, as an array (n, *shape), finite and in range.
+
+    Raises BadRequest that names the instance and the position of the first fault.
+    """
+    flat: list[Any] = instances
+    for depth, length in enumerate(signature.shape):
+        if set(map(type, flat)) != {list} or set(map(len, flat)) != {length}:
+            _find_fault(instances, signature, depth)
+        flat = list(chain.from_iterable(flat))
+    # One look at the types for all numbers: bool is an int and numpy would take "1" for 1.
+    if not set(map(type, flat)) <= _NUMBERS:
+        _find_fault(instances, signature)
+    low, high = signature.range
+    if len(flat) < _FEW:
+        # Calling into NumPy costs more than it saves on one row.
+        if not (min(flat) >= low and max(flat) <= high):
+            _find_fault(instances, signature)
+        array = np.array(flat, dtype=signature.dtype)
+    else:
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(flat, dtype=signature.dtype)
+        except OverflowError:
+            _find_fault(instances, signature)
+        # NaN and infinity are out of every range: a comparison with NaN is false.
+        if not (array.min() >= low and array.max() <= high):
+            _find_fault(instances, signature)
+    return array.reshape(len(instances), *signature.shape)
 
 
 def _find_fault(instances: list[Any], signature: Signature, depth: int | None = None) -> NoReturn:

@@ -6,6 +6,7 @@ PROMETHEUS_MULTIPROC_DIR (https://prometheus.github.io/client_python/multiproces
 
 from __future__ import annotations
 
+import functools
 import os
 
 from prometheus_client import (
@@ -20,6 +21,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _PREFIX = "groundcrew_prediction"
 
 # The time at which each counter was made doubles the number of series and nobody asks for it.
@@ -34,9 +36,9 @@ class Metrics:
         names = ("model", "version")
         labels = {"model": model, "version": version}
 
-        def histogram(name: str, text: str) -> Histogram:
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             made = Histogram(
-                f"{_PREFIX}_{name}", text, names, buckets=_SECONDS, registry=self._registry
+                f"{_PREFIX}_{name}", text, names, buckets=buckets, registry=self._registry
             )
             return made.labels(**labels)
 
@@ -46,8 +48,8 @@ class Metrics:
             (*names, "code"),
             registry=self._registry,
         )
-        self._requests = requests
-        self._labels = labels
+        # A series is looked up once for each status that there was.
+        self._answers = functools.cache(lambda code: requests.labels(**labels, code=str(code)))
         self._instances = Counter(
             f"{_PREFIX}_instances_total", "Instances predicted.", names, registry=self._registry
         ).labels(**labels)
@@ -61,6 +63,7 @@ class Metrics:
         self._total = histogram("request_seconds", "Time from request to answer in this process.")
         self._queue = histogram("queue_seconds", "Time a request waited for the model.")
         self._model = histogram("model_seconds", "Time the model took.")
+        self._batch = histogram("batch_size", "Rows that the model was given at once.", _ROWS)
         info = Gauge(
             f"{_PREFIX}_model_info",
             "The model version served; always 1.",
@@ -77,12 +80,15 @@ class Metrics:
     def answered(self, code: int, seconds: float) -> None:
         """Count a request to predict that was answered with an HTTP status."""
         self._in_flight.dec()
-        self._requests.labels(**self._labels, code=str(code)).inc()
+        self._answers(code).inc()
         self._total.observe(seconds)
 
-    def predicted(self, instances: int, queue_seconds: float, model_seconds: float) -> None:
+    def predicted(
+        self, instances: int, batch_rows: int, queue_seconds: float, model_seconds: float
+    ) -> None:
         """Count a prediction."""
         self._instances.inc(instances)
+        self._batch.observe(batch_rows)
         self._queue.observe(queue_seconds)
         self._model.observe(model_seconds)
 
