@@ -97,7 +97,7 @@ class Network:
         )
 
     def save(self, path: Path) -> None:
-        arrays = {f"w{layer}": array for layer, array in enumerate(self.weights)}
+        arrays: dict[str, Any] = {f"w{layer}": array for layer, array in enumerate(self.weights)}
         arrays |= {f"b{layer}": array for layer, array in enumerate(self.biases)}
         np.savez_compressed(path, **arrays)
 
