@@ -6,8 +6,7 @@ version is for:
 
     sklearn (the default)  model.joblib, model.onnx where skl2onnx is installed, and the files from
                            which network.py's exports make the same network for other servers
-    flask                  model.joblib, for a team's own Flask application
-    custom                 golden.json only, for an image that brings its model with it
+    flask, custom          model.joblib, for a team's own Flask application or image
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ HOLDOUT_SEED = 20260101
 HOLDOUT_SHARE = 0.2
 CHANGED_COPIES = 14
 HIDDEN = (128, 64)
-GOLDEN_TOLERANCE = 1e-6
+# The export computes in float32, and so do the other model servers.
+GOLDEN_TOLERANCE = 1e-4
 FRAMEWORKS = ("sklearn", "flask", "custom")
 
 
@@ -155,8 +155,6 @@ def holdout_csv(data: Data) -> bytes:
 
 def write_artifact(job: Job, framework: str, model: Pipeline, data: Data) -> None:
     """The files of one version besides golden.json. Raises Refused when an export is wrong."""
-    if framework == "custom":
-        return
     joblib.dump(model, job.directory / "model.joblib", compress=3)
     if framework != "sklearn":
         return
