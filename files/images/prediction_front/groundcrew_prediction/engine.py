@@ -25,6 +25,7 @@ from .transform import Array, Transform
 
 SKLEARN_ARTIFACT = "model.joblib"
 ONNX_ARTIFACT = "model.onnx"
+_FEW = 256
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,12 @@ class SklearnEngine:
 def checked(model: Model, predictions: Array) -> Array:
     """Predictions in the signature's shape. Raises ArithmeticError for NaN or infinity."""
     shaped = predictions.reshape(len(predictions), *model.signature.outputs)
-    # A sum is one look instead of two; it is finite when all are, but for sums that overflow.
-    if shaped.dtype.kind == "f" and not (isfinite(shaped.sum()) or np.isfinite(shaped).all()):
+    if shaped.size <= _FEW:
+        # Calling into NumPy costs more than it saves on one row.
+        finite = all(map(isfinite, shaped.ravel().tolist()))
+    else:
+        finite = bool(np.isfinite(shaped).all())
+    if not finite:
         raise ArithmeticError(f"{model.what} predicted NaN or infinity")
     return shaped
 
