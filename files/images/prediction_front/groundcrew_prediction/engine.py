@@ -183,12 +183,9 @@ class SklearnEngine:
 def checked(model: Model, predictions: Array) -> Array:
     """Predictions in the signature's shape. Raises ArithmeticError for NaN or infinity."""
     shaped = predictions.reshape(len(predictions), *model.signature.outputs)
-    if shaped.size <= _FEW:
-        # Calling into NumPy costs more than it saves on one row.
-        finite = all(map(isfinite, shaped.ravel().tolist()))
-    else:
-        finite = bool(np.isfinite(shaped).all())
-    if not finite:
+    # Calling into NumPy costs more than it saves on one row.
+    few = shaped.size <= _FEW
+    if not (all(map(isfinite, shaped.ravel().tolist())) if few else np.isfinite(shaped).all()):
         raise ArithmeticError(f"{model.what} predicted NaN or infinity")
     return shaped
 
