@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from google.protobuf import wrappers_pb2  # noqa: F401  (the messages below refer to its file)
-from serving_stand_in.errors import Code, ServingError, invalid
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,  # noqa: F401  (the messages below refer to its file)
+)
 from tensorflow_serving.config import model_server_config_pb2
+
+from serving_stand_in.errors import Code, ServingError, invalid
 
 # Messages that the package tensorflow-serving-api leaves out (config/monitoring_config.proto and
 # servables/tensorflow/session_bundle_config.proto): field number, type, name.

@@ -56,7 +56,9 @@ def signature_name(document: dict[str, Any]) -> str:
     return name
 
 
-def inputs(document: dict[str, Any], types: Mapping[str, str]) -> tuple[dict[str, np.ndarray], bool]:
+def inputs(
+    document: dict[str, Any], types: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], bool]:
     """The arrays of a predict request by input name, and whether it is in the row format.
 
     ``types`` maps each input of the signature to the name of its type, such as float.
@@ -69,7 +71,9 @@ def inputs(document: dict[str, Any], types: Mapping[str, str]) -> tuple[dict[str
     if "instances" in document:
         instances = document["instances"]
         if not isinstance(instances, list):
-            raise invalid(f"JSON Value: {_debug(document)} Expecting 'instances' to be an list/array")
+            raise invalid(
+                f"JSON Value: {_debug(document)} Expecting 'instances' to be an list/array"
+            )
         if not instances:
             raise invalid(f"JSON Value: {_debug(document)} No values in 'instances' array")
         return _from_rows(instances, types), True
