@@ -7,10 +7,16 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from serving_stand_in import flags as command_line
 from serving_stand_in.errors import ServingError, invalid
 from serving_stand_in.flags import FlagError, Flags
+
+if TYPE_CHECKING:
+    from serving_stand_in.config import Model
+
+logger = logging.getLogger(__name__)
 
 FAILED = 255  # the official server returns -1
 
@@ -75,7 +81,7 @@ async def _serve(flags: Flags) -> int:
     if flags.port:
         server.add_insecure_port(f"0.0.0.0:{flags.port}")
         await server.start()
-        logging.info("Running gRPC ModelServer at 0.0.0.0:%d ...", flags.port)
+        logger.info("Running gRPC ModelServer at 0.0.0.0:%d ...", flags.port)
     timeout = flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None
     runner = web.AppRunner(
         rest.application(core, metrics_path, timeout), access_log=None, shutdown_timeout=0
@@ -83,7 +89,7 @@ async def _serve(flags: Flags) -> int:
     await runner.setup()
     if flags.rest_api_port:
         await web.TCPSite(runner, "0.0.0.0", flags.rest_api_port).start()
-        logging.info("Exporting HTTP/REST API at:localhost:%d ...", flags.rest_api_port)
+        logger.info("Exporting HTTP/REST API at:localhost:%d ...", flags.rest_api_port)
     polling = asyncio.create_task(core.keep_polling(read))
     await stopped.wait()
     polling.cancel()
@@ -99,7 +105,7 @@ async def _either(stopped: asyncio.Event, seconds: float) -> None:
         return
 
 
-def _models(flags: Flags) -> Callable[[], list[config.Model]]:  # type: ignore[name-defined]  # noqa: F821
+def _models(flags: Flags) -> Callable[[], list[Model]]:
     """Reads the models anew at each call."""
     from serving_stand_in import config
 

@@ -1,40 +1,13 @@
-"""TensorFlow itself: one SavedModel in a session of its own, as the official server runs it.
-
-Only the parts of the Python package that a session needs are imported: all of it, with Keras, takes
-twice as long and twice the memory. Hence the empty package in place of tensorflow/__init__.py.
-"""
+"""TensorFlow itself: one SavedModel in a session of its own, as the official server runs it."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-_spec = importlib.util.find_spec("tensorflow")
-if _spec is None or not _spec.submodule_search_locations:
-    raise ImportError("TensorFlow is not installed")
-_package = types.ModuleType("tensorflow")
-_package.__path__ = list(_spec.submodule_search_locations)
-_package.__spec__ = _spec
-sys.modules.setdefault("tensorflow", _package)
-
-from tensorflow.core.framework import tensor_pb2, types_pb2  # noqa: E402
-from tensorflow.core.protobuf import config_pb2  # noqa: E402
-from tensorflow.python.client import session  # noqa: E402
-from tensorflow.python.framework import (  # noqa: E402
-    dtypes,
-    errors_impl,
-    ops,
-    tensor_util,
-    versions,
-)
-from tensorflow.python.saved_model import loader_impl  # noqa: E402
-
-from serving_stand_in.errors import Code, ServingError, invalid  # noqa: E402
+from serving_stand_in.errors import Code, ServingError, invalid
 
 VERSION = str(versions.VERSION)
 _DEFAULT_SIGNATURE = "serving_default"
