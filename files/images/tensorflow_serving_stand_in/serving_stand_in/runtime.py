@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.client import session
+from tensorflow.python.framework import dtypes, errors_impl, ops, tensor_util, versions
+from tensorflow.python.saved_model import loader_impl
 
 from serving_stand_in.errors import Code, ServingError, invalid
 
@@ -119,9 +124,8 @@ def _cpp_name(name: str) -> str:
 
 def _translated(error: Any) -> ServingError:
     """The error of a computation: the words of C++, without Python's own after them."""
-    name = {code.name: code for code in Code}
     code = next(
-        (name[n] for n, v in vars(errors_impl).items() if v == error.error_code and n in name),
+        (code for code in Code if getattr(errors_impl, code.name, None) == error.error_code),
         Code.INTERNAL,
     )
     message = str(error.message)
