@@ -26,6 +26,7 @@ def main() -> int:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s stand-in for TensorFlow Serving: %(message)s",
     )
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it calls sessions outdated
     try:
         flags = command_line.parse(sys.argv[1:])
     except FlagError as error:
