@@ -198,7 +198,7 @@ class Core:
     ) -> dict[str, np.ndarray]:
         """The outputs by name. Raises ServingError."""
         model = self.saved_model(version)
-        model.signature(spec.signature)
+        model.check(spec.signature, arrays)
 
         def run(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             started = time.monotonic()

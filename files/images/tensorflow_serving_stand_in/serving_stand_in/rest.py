@@ -36,11 +36,19 @@ def application(
         if not path.lower().startswith("/v1/"):
             return web.Response(status=404)
         started = time.monotonic()
-        name, status = "", Code.OK
+        status = Code.OK
+        pattern = {"POST": _PREDICT, "GET": _STATUS}.get(request.method)
+        match = pattern.fullmatch(path) if pattern else None
+        name = (_decoded(match["name"]) if match else None) or ""
         try:
-            name, body = await _answer(
-                core, request.method, path, await request.read(), timeout_seconds
-            )
+            if match is None:
+                raise invalid(f"Malformed request: {request.method} {path}")
+            spec = _spec(name, match)
+            if request.method == "GET":
+                body = _described(core, spec, match["part"])
+            else:
+                method = match["method"].lower()
+                body = await _computed(core, spec, method, await request.read(), timeout_seconds)
         except ServingError as error:
             status, body = error.code, json.dumps({"error": error.message})
         except Exception as error:  # the server must live on
@@ -54,29 +62,24 @@ def application(
     return app
 
 
-async def _answer(
-    core: Core, method: str, path: str, body: bytes, timeout: float | None
-) -> tuple[str, str]:
-    """The model's name and the answer's body."""
-    pattern = {"POST": _PREDICT, "GET": _STATUS}.get(method)
-    match = pattern.fullmatch(path) if pattern else None
-    if match is None:
-        raise invalid(f"Malformed request: {method} {path}")
-    name, label = _decoded(match["name"]) or "", _decoded(match["label"])
+def _spec(name: str, match: re.Match[str]) -> Spec:
     number = int(match["version"]) if match["version"] else None
     if number is not None and number >= 2**63:
         raise invalid(f"Failed to convert version: {match['version']} to numeric.")
-    spec = Spec(name, number, label)
-    if method == "GET":
-        if not name:
-            raise invalid("Missing model name in request.")
-        return name, _metadata(core, spec) if match["part"] else _status(core, spec)
-    if match["method"].lower() != "predict":
-        raise ServingError(
-            Code.UNIMPLEMENTED, f"{match['method']} is not implemented by this stand-in"
-        )
+    return Spec(name, number, _decoded(match["label"]))
+
+
+def _described(core: Core, spec: Spec, part: str | None) -> str:
+    if not spec.name:
+        raise invalid("Missing model name in request.")
+    return _metadata(core, spec) if part else _status(core, spec)
+
+
+async def _computed(core: Core, spec: Spec, method: str, body: bytes, timeout: float | None) -> str:
+    if method != "predict":
+        raise ServingError(Code.UNIMPLEMENTED, f"{method} is not implemented by this stand-in")
     try:
-        return name, await asyncio.wait_for(_predict(core, spec, body), timeout)
+        return await asyncio.wait_for(_predict(core, spec, body), timeout)
     except TimeoutError as error:
         raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification") from error
 

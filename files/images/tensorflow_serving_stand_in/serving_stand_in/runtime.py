@@ -72,18 +72,23 @@ class SavedModel:
             for alias in sorted(signature.inputs)
         }
 
+    def check(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises ServingError unless these are the signature's inputs."""
+        _check_inputs(self.signature(name), arrays)
+
     def run(self, name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The signature's outputs by name. Blocks; may be called from several threads."""
         signature = self.signature(name)
-        _check_inputs(signature, arrays)
         order = tuple(sorted(arrays))
         try:
             call = self._calls.get((name, order))
             if call is None:
-                call = self._session.make_callable(
-                    [signature.outputs[alias].name for alias in sorted(signature.outputs)],
-                    feed_list=[signature.inputs[alias].name for alias in order],
+                # Not make_callable: it checks shapes in Python, and the official server has no Python.
+                options = config_pb2.CallableOptions(
+                    feed=[signature.inputs[alias].name for alias in order],
+                    fetch=[signature.outputs[alias].name for alias in sorted(signature.outputs)],
                 )
+                call = self._session._make_callable_from_options(options)
                 self._calls[name, order] = call
             values = call(*(arrays[alias] for alias in order))
         except errors_impl.OpError as error:
