@@ -2,46 +2,47 @@
 
 Multi Model Server calls ``handle(data, context)`` in a worker: once with ``data=None`` to load the
 model, then with a list of requests. ``{"instances": [[…], …]}`` is answered with
-``{"predictions": [[…], …]}``.
+``{"predictions": [[…], …]}``, a bad request with status 400 and ``{"error": …}``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 
-def refuse(message: str) -> NoReturn:
-    """Answer 400 with the message; the worker lives on."""
-    from mms.service import PredictionException  # the server's own, so only in a worker
-
-    raise PredictionException(message, 400)
+class BadRequest(Exception):
+    """What is wrong with a request."""
 
 
 def read(body: Any, width: int) -> np.ndarray:
-    """The instances of a request, float32 (n, width). Refuses anything else.
+    """The instances of a request, float32 (n, width). Raises BadRequest.
 
     body: bytes, or what the server parsed where its decode_input_request is on.
     """
     if isinstance(body, (bytes, bytearray, str)):
         try:
             body = json.loads(body)
-        except ValueError as error:  # UnicodeDecodeError is one
-            refuse(f"the body is not JSON: {error}")
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict) or "instances" not in body:
-        refuse('the body must be {"instances": [[…], …]}')
+        raise BadRequest('the body must be {"instances": [[...], ...]}')
     try:
-        with np.errstate(over="ignore"):
-            instances = np.array(body["instances"], dtype=np.float32)
-    except (TypeError, ValueError):
-        refuse(f"instances must be lists of {width} numbers each")
-    if instances.ndim != 2 or instances.shape[1] != width or not len(instances):
-        refuse(f"instances have the shape {list(instances.shape)}; it must be [n, {width}]")
+        instances = np.array(body["instances"])
+    except ValueError as error:
+        raise BadRequest(f"instances must be lists of {width} numbers each") from error
+    if instances.ndim != 2 or instances.shape[1] != width or instances.dtype.kind not in "iuf":
+        raise BadRequest(
+            f"instances must be lists of {width} numbers each; these have the shape "
+            f"{list(instances.shape)} and the type {instances.dtype}"
+        )
+    with np.errstate(over="ignore"):
+        instances = instances.astype(np.float32)
     if not np.isfinite(instances).all():
-        refuse("instances must be finite numbers that float32 can hold")
+        raise BadRequest("instances must be finite numbers that float32 can hold")
     return instances
 
 
@@ -54,7 +55,12 @@ def answer(
     """The answers to a list of requests, in their order."""
     answers = []
     for number, request in enumerate(data):
-        predictions = predict(read(request.get("body"), width)).tolist()
+        try:
+            reply = {"predictions": predict(read(request.get("body"), width)).tolist()}
+        except BadRequest as error:
+            # The server's own PredictionException would write a traceback for each of them.
+            context.set_response_status(400, "Bad Request", number)
+            reply = {"error": str(error)}
         context.set_response_content_type(number, "application/json")
-        answers.append(json.dumps({"predictions": predictions}).encode())
+        answers.append(json.dumps(reply).encode())
     return answers
