@@ -6,6 +6,7 @@ other side of a number: the export is compared on every test instance there is.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def export(
     scikit-learn itself: a reason is returned and nothing is written. Raises GroundcrewError, and
     writes nothing, when an answer differs by more than ``tolerance`` or a label differs.
     """
+    # ONNX Runtime's builds tell their maker about models and machines unless this is set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import numpy as np
     import onnxruntime
     import skl2onnx

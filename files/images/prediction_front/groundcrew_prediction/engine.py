@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from dataclasses import dataclass, field
 from math import isfinite
@@ -125,6 +126,8 @@ class OnnxEngine:
     """The ONNX export of a model, in ONNX Runtime."""
 
     def __init__(self, model: Model) -> None:
+        # Its builds tell their maker about models and machines unless this is set.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         self.model = model
