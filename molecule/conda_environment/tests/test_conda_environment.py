@@ -103,6 +103,8 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
         "files/images/prediction_front/groundcrew_prediction",
         "files/images/batch_sklearn/groundcrew_batch",
         "files/example/training/train.py",
+        "files/example/training/job.py",
+        "files/example/training/network.py",
     ):
         host.run("mkdir -p /srv/job")
         cloud.docker("cp", str(ROOT / source), f"{cloud.HOST}:/srv/job/")
@@ -130,7 +132,7 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
     )
     assert done.rc == 0, done.stdout[-1000:] + done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["rows"] == result["predicted"] == 450 and result["rejected"] == 0
+    assert result["rows"] == result["predicted"] == 360 and result["rejected"] == 0
 
 
 def test_cron_writes_the_metric_that_alerts_read(host):

@@ -10,11 +10,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving_stand_in.config import Batching
 from serving_stand_in.errors import Code, ServingError, invalid
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How waiting requests are put together (BatchingParameters), with the official defaults."""
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = 2
+    # Instances in one computation; smaller than max_batch_size only when large requests are split.
+    max_execution_batch_size: int = 1000
+    split: bool = False
 
 
 @dataclass
