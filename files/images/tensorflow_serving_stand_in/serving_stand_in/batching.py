@@ -44,6 +44,7 @@ class Batcher:
         self._waiting: deque[_Task] = deque()
         self._size = 0
         self._busy = 0
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, arrays: Arrays) -> dict[str, np.ndarray]:
         sizes = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
@@ -77,7 +78,8 @@ class Batcher:
             self._busy += 1
             worker = asyncio.get_running_loop().create_task(self._work())
             # The loop keeps only a weak reference to a task.
-            task.answer.add_done_callback(lambda _answer, worker=worker: None)
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         return task.answer
 
     async def _work(self) -> None:

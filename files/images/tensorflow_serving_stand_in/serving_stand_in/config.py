@@ -59,7 +59,7 @@ def _message_classes() -> dict[str, Any]:
             else:
                 field.type = getattr(field, f"TYPE_{scalar.upper()}")
     pool = descriptor_pool.Default()
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"stand_in.{name}"))
         for name in _MESSAGES
