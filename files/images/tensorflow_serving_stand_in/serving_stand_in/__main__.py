@@ -44,6 +44,7 @@ async def _serve(flags: Flags) -> int:
     from aiohttp import web
 
     from serving_stand_in import config, rest, rpc
+    from serving_stand_in.batching import Batching
     from serving_stand_in.core import Core
     from serving_stand_in.metrics import Metrics
     from serving_stand_in.runtime import VERSION
@@ -59,7 +60,7 @@ async def _serve(flags: Flags) -> int:
     batching = None
     if flags.enable_batching:
         path = flags.batching_parameters_file
-        batching = config.read_batching(path) if path else config.Batching()
+        batching = config.read_batching(path) if path else Batching()
     elif flags.batching_parameters_file:
         raise invalid(
             "server_options.batching_parameters_file is set without setting "

@@ -10,11 +10,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving_stand_in.config import Batching
 from serving_stand_in.errors import Code, ServingError, invalid
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How waiting requests are put together (BatchingParameters), with the official defaults."""
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = 2
+    # Instances in one computation; smaller than max_batch_size only when large requests are split.
+    max_execution_batch_size: int = 1000
+    split: bool = False
 
 
 @dataclass
@@ -32,6 +44,7 @@ class Batcher:
         self._waiting: deque[_Task] = deque()
         self._size = 0
         self._busy = 0
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, arrays: Arrays) -> dict[str, np.ndarray]:
         sizes = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
@@ -65,7 +78,8 @@ class Batcher:
             self._busy += 1
             worker = asyncio.get_running_loop().create_task(self._work())
             # The loop keeps only a weak reference to a task.
-            task.answer.add_done_callback(lambda _answer, worker=worker: None)
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         return task.answer
 
     async def _work(self) -> None:

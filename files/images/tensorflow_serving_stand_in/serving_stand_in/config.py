@@ -16,6 +16,7 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving_stand_in.batching import Batching
 from serving_stand_in.errors import Code, ServingError, invalid
 
 # Messages that the package tensorflow-serving-api leaves out (config/monitoring_config.proto and
@@ -58,7 +59,7 @@ def _message_classes() -> dict[str, Any]:
             else:
                 field.type = getattr(field, f"TYPE_{scalar.upper()}")
     pool = descriptor_pool.Default()
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"stand_in.{name}"))
         for name in _MESSAGES
@@ -66,19 +67,6 @@ def _message_classes() -> dict[str, Any]:
 
 
 _CLASSES = _message_classes()
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How waiting requests are put together (BatchingParameters), with the official defaults."""
-
-    max_batch_size: int = 1000
-    batch_timeout_micros: int = 0
-    max_enqueued_batches: int = 10
-    num_batch_threads: int = 2
-    # Instances in one computation; smaller than max_batch_size only when large requests are split.
-    max_execution_batch_size: int = 1000
-    split: bool = False
 
 
 @dataclass(frozen=True)

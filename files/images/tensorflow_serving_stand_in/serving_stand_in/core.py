@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from serving_stand_in.batching import Batcher
-from serving_stand_in.config import Batching, Model
+from serving_stand_in.batching import Batcher, Batching
+from serving_stand_in.config import Model
 from serving_stand_in.errors import Code, ServingError, invalid
 from serving_stand_in.flags import Flags
 from serving_stand_in.metrics import Metrics

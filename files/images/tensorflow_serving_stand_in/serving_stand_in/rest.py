@@ -107,12 +107,13 @@ def _metadata(core: Core, spec: Spec) -> str:
 
 
 def _json(message: object) -> str:
-    return json_format.MessageToJson(
-        message,  # type: ignore[arg-type]
+    text: str = json_format.MessageToJson(
+        message,
         indent=1,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
     )
+    return text
 
 
 def _decoded(text: str | None) -> str | None:
