@@ -19,7 +19,7 @@ from network import PIXELS, Network, Predict
 
 def symbol(source: Network) -> mx.sym.Symbol:
     """data (n, 64) float32 in, probabilities (n, 10) out."""
-    values = mx.sym.Variable("data", dtype="float32")
+    values = mx.sym.Variable("data")
     last = len(source.weights) - 1
     for layer, biases in enumerate(source.biases):
         values = mx.sym.FullyConnected(values, num_hidden=len(biases), name=f"layer{layer}")

@@ -7,6 +7,7 @@ input ``data``, and signature.json, which says the input's shape (0 stands for a
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ class Network:
     def __init__(self, directory: Path) -> None:
         (entry,) = json.loads((directory / SIGNATURE).read_text())["inputs"]
         self.width = int(entry["data_shape"][1])
-        self.block = mx.gluon.nn.SymbolBlock.imports(
-            str(directory / SYMBOL), [entry["data_name"]], str(directory / PARAMETERS)
-        )
+        with warnings.catch_warnings():
+            # It warns that a symbol on disk does not say its input's type.
+            warnings.filterwarnings("ignore", "Cannot decide type")
+            self.block = mx.gluon.nn.SymbolBlock.imports(
+                str(directory / SYMBOL), [entry["data_name"]], str(directory / PARAMETERS)
+            )
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         result: np.ndarray = self.block(mx.nd.array(batch, dtype="float32")).asnumpy()
