@@ -30,9 +30,7 @@ def graph(source: Network) -> onnx.ModelProto:
             numpy_helper.from_array(weights, f"w{layer}"),
             numpy_helper.from_array(biases, f"b{layer}"),
         ]
-        nodes.append(
-            helper.make_node("Gemm", [values, f"w{layer}", f"b{layer}"], [f"sum{layer}"])
-        )
+        nodes.append(helper.make_node("Gemm", [values, f"w{layer}", f"b{layer}"], [f"sum{layer}"]))
         if layer < last:
             nodes.append(helper.make_node("Relu", [f"sum{layer}"], [f"layer{layer}"]))
             values = f"layer{layer}"
