@@ -153,7 +153,7 @@ def quickly(images: np.ndarray, digits: np.ndarray, _seed: int) -> DummyClassifi
 
 @pytest.mark.parametrize(
     ("framework", "files"),
-    [("flask", {"model.joblib", "golden.json"}), ("custom", {"golden.json"})],
+    [("flask", {"model.joblib", "golden.json"}), ("custom", {"model.joblib", "golden.json"})],
 )
 def test_framework_decides_what_is_published(client, store, monkeypatch, framework, files):
     monkeypatch.setattr(train, "train", quickly)

@@ -5,6 +5,7 @@ The official server prints "unknown argument" and goes on; this one ends, so tha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -92,7 +93,9 @@ def parse(arguments: Sequence[str]) -> Flags:
             )
         if not argument.startswith("--") or name not in known | dict.fromkeys(IGNORED):
             raise FlagError(f"unknown argument: {argument}")
-        if name not in IGNORED:
+        if name in IGNORED:
+            print(f"{argument} has no effect in this stand-in", file=sys.stderr, flush=True)
+        else:
             values[name] = _value(argument, known[name], text if equals else None)
     return Flags(**values)
 
