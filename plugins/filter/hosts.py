@@ -196,7 +196,10 @@ def model_metrics(models: list[dict[str, Any]], variant: dict[str, Any]) -> str:
         if model["name"] == variant["model"]:
             metrics = model["manifests"].get(str(variant["version"]), {}).get("metrics", {})
             return (
-                ", ".join(f"{name} {value}" for name, value in sorted(metrics.items()))
+                ", ".join(
+                    f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                    for name, value in sorted(metrics.items())
+                )
                 or "no metrics"
             )
     return "no metrics"
