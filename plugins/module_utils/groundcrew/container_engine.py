@@ -119,7 +119,10 @@ class DockerEngine:
                 name, state, service, release, family, int(port) if port else None
             )
             found.append((container, backend))
-        self._backends = {container.name: backend for container, backend in found if backend}
+        # One that somebody removed can be neither stopped nor removed again.
+        self._backends = {
+            container.name: backend for container, backend in found if backend in backends
+        }
         self._orphans = {*backends} - {*self._backends.values()}
         return [
             container._replace(state=_worse(container.state, backends.get(backend, "dead")))

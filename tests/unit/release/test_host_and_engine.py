@@ -182,6 +182,8 @@ elif command in ("start", "stop"):
         boxes[name]["state"] = "running" if command == "start" else "exited"
 elif command == "rm":
     for name in (a for a in rest if not a.startswith("-")):
+        if name not in boxes:
+            sys.exit("Error: No such container: " + name)
         del boxes[name]
 memory.write_text(json.dumps(boxes))
 """
@@ -277,8 +279,12 @@ def test_a_service_is_no_better_than_its_backend(docker: FakeDocker, how: str, s
     else:
         engine._run("stop", backend)
         assert engine.state("digits_tf-1").status == "exited"
-    (listed,) = docker.engine().containers()
+    later = docker.engine()
+    (listed,) = later.containers()
     assert listed.state == state
+    later.stop("digits_tf-1", 3)
+    later.remove("digits_tf-1")
+    assert docker.boxes == {}
 
 
 def test_a_backend_whose_service_was_never_made_is_removed(docker: FakeDocker) -> None:
