@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prediction services against other model servers, and the running local environment, in one run on this machine.
 
-Usage: serving.py [REPETITIONS [SECONDS]]     writes build/bench/serving.json, prints a table, ratios and issue 4's targets
+Usage: serving.py [REPETITIONS [SECONDS]]     writes build/bench/serving.json, prints a table, ratios and the targets
 
 Part 1: every server answers for the same forest (100 trees, 30 features, one row a request), as processes on loopback. A peer has
 a virtual environment of its own from requirements/bench_*.txt, ours has what its image has. Each round starts every server anew,
