@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Conda environments from locks against pip and uv, with the same packages, in one run on this machine.
 
-Usage: conda.py [REPETITIONS]     writes build/bench/conda.json with every figure, prints medians, ratios and issue 3's targets
+Usage: conda.py [REPETITIONS]     writes build/bench/conda.json with every figure, prints medians, ratios and the targets
 
 Everything comes from folders of this machine, so nothing here measures a network: Groundcrew installs from the test channel
 (file://), pip and uv from the wheels that the channel was made of (--no-index --find-links). Each figure is the wall time of
@@ -231,7 +231,6 @@ def report(
         "second environment / uv, warm cache": second / uv,
     }
     scan = median[f"drift scan of {scanned} files"]
-    # Those of issue 3.
     targets = [
         ("second environment: at most 2 s", second, second <= 2),
         ("second environment: at most half of venv + pip", second / pip, second / pip <= 0.5),

@@ -549,7 +549,7 @@ def ratios_of(servers: Figures, local: Figures) -> dict[str, float]:
 
 
 def targets_of(servers: Figures, ratios: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Those of issue 4; only what was measured."""
+    """Which targets are met; only what was measured."""
     found = []
     for least, peer in ((10, MLSERVER), (40, FLASK), (0.5, NO_MODEL)):
         value = ratios.get(f"{ONNX} / {peer}")
