@@ -148,7 +148,7 @@ def ask_by_grpc(access, model, rows, key):
     image = "groundcrew/tensorflow_serving_stand_in:build"
     done = subprocess.run(
         [
-            "docker",
+            "/usr/bin/docker",
             "run",
             "--rm",
             "--interactive",
