@@ -49,7 +49,7 @@ lock-export: setup ## Render Conda locks for conda, mamba and micromamba into bu
 	@$(playbook) playbooks/lock_export.yml $(if $(conda),-e conda=$(conda))
 
 lock-requirements: setup ## Resolve requirements/*.in into hash-locked requirements/*.txt
-	@for name in bootstrap controller conda_tools dev bench_flask bench_mlserver bench_bentoml bench_onnx; do \
+	@for name in bootstrap controller conda_tools dev bench_flask bench_mlserver bench_bentoml; do \
 	    .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        --custom-compile-command 'make lock-requirements' requirements/$$name.in -o requirements/$$name.txt >/dev/null; \
 	done

@@ -51,9 +51,14 @@ VENVS = {
         IMAGES / "sklearn/requirements.txt",
         IMAGES / "prediction_sklearn/requirements.txt",
     ],
+    # What exports the model, as a training job does.
+    "onnx": [
+        IMAGES / "sklearn/requirements.txt",
+        IMAGES / "training_digits/requirements.txt",
+    ],
     **{
         name: [REPOSITORY / f"requirements/bench_{name}.txt"]
-        for name in ("onnx", "flask", "mlserver", "bentoml")
+        for name in ("flask", "mlserver", "bentoml")
     },
 }
 CONNECTIONS = (1, 16, 64)
