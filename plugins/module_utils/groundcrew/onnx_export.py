@@ -27,6 +27,18 @@ class Export:
     reason: str | None = None
 
 
+def open_session(data: bytes) -> Any:
+    """An ONNX Runtime session that answers as the export was checked; what ONNX Runtime raises."""
+    # Its builds tell their maker about models and machines unless this is set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # More threads sum up in another order, so that a tree ensemble's labels differ now and then.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
 def export(
     estimator: Any, directory: Path, test_instances: Any, tolerance: float = TOLERANCE
 ) -> Export:
@@ -36,10 +48,7 @@ def export(
     scikit-learn itself: a reason is returned and nothing is written. Raises GroundcrewError, and
     writes nothing, when an answer differs by more than ``tolerance`` or a label differs.
     """
-    # ONNX Runtime's builds tell their maker about models and machines unless this is set.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import numpy as np
-    import onnxruntime
     import skl2onnx
     from skl2onnx.common.data_types import FloatTensorType
 
@@ -55,9 +64,7 @@ def export(
     except Exception as error:
         return Export(None, f"skl2onnx cannot convert it ({type(error).__name__}: {error})")
     data = converted.SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = open_session(data)
     found = session.run(None, {"instances": instances})
     # scikit-learn is asked with the numbers as they are: rounding them first would hide what it costs.
     exact = np.asarray(test_instances)

@@ -21,7 +21,7 @@ from . import engine as engines
 from .contract import BadRequest, to_array
 from .metrics import CONTENT_TYPE, Metrics
 from .request import Refused, decoded, instances
-from .serving import Behind, Direct, MicroBatch, Server
+from .serving import Behind, Direct, MicroBatch, Server, not_available
 from .settings import Settings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -54,21 +54,22 @@ class Connection(Protocol):
 def application() -> Application:
     """The application of a worker, from the environment; one line and the end without it."""
     try:
-        return Application(*from_settings(Settings.from_environment(os.environ)))
+        settings = Settings.from_environment(os.environ)
+        return Application(server_of(settings), settings)
     except GroundcrewError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 
-def from_settings(settings: Settings) -> tuple[Server, Settings]:
+def server_of(settings: Settings) -> Server:
     """The server of a model version. Raises GroundcrewError when it cannot be loaded."""
     version = (settings.directory, settings.model, settings.version, settings.manifest_sha256)
     if settings.backend is not None:
-        return Behind(engines.open_model(*version), settings.backend), settings
+        return Behind(engines.open_model(*version), settings.backend)
     engine = engines.load(*version)
     if isinstance(engine, engines.OnnxEngine):
-        return Direct(engine), settings
-    return MicroBatch(engine), settings
+        return Direct(engine)
+    return MicroBatch(engine)
 
 
 class Application:
@@ -87,7 +88,6 @@ class Application:
         self._versions = (path, f"{path}/versions/{model.version}")
         self._predict_paths = frozenset(f"{versioned}:predict" for versioned in self._versions)
         self._in_flight = 0
-        self._started: asyncio.Task[None] | None = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self._server.start())
@@ -145,11 +145,7 @@ class Application:
                 ("retry-after", "1"),
             )
         if server.unavailable is not None:
-            raise Refused(
-                503,
-                f"{server.model.what} is not available: {server.unavailable}",
-                ("retry-after", "1"),
-            )
+            raise not_available(server)
         headers = scope.headers
         body = decoded(
             body,

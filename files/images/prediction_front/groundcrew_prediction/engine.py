@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from dataclasses import dataclass, field
 from math import isfinite
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from groundcrew import golden, model_store
+from groundcrew import golden, model_store, onnx_export
 from groundcrew.errors import GroundcrewError
 
 from . import transform
@@ -25,7 +24,7 @@ from .contract import Signature, instances_of, to_array
 from .transform import Array, Transform
 
 SKLEARN_ARTIFACT = "model.joblib"
-ONNX_ARTIFACT = "model.onnx"
+ONNX_ARTIFACT = onnx_export.ARTIFACT
 _FEW = 256
 
 
@@ -126,21 +125,14 @@ class OnnxEngine:
     """The ONNX export of a model, in ONNX Runtime."""
 
     def __init__(self, model: Model) -> None:
-        # Its builds tell their maker about models and machines unless this is set.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime
-
         self.model = model
-        options = onnxruntime.SessionOptions()
-        # More threads sum up in another order, so that a tree ensemble's labels differ now and then.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
         path = model.directory / ONNX_ARTIFACT
         data = _read(model.directory, ONNX_ARTIFACT, model.files)
         try:
-            session = onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
-            )
+            session = onnx_export.open_session(data)
         except Exception as error:
+            import onnxruntime
+
             raise GroundcrewError(
                 f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__} ({error}); "
                 "publish it again with an opset that this version has, or serve it with a newer image"

@@ -56,6 +56,12 @@ class Server(Protocol):
         ...
 
 
+def not_available(server: Server) -> Refused:
+    """The answer of a server that is unavailable."""
+    reason = f"{server.model.what} is not available: {server.unavailable}"
+    return Refused(503, reason, ("retry-after", "1"))
+
+
 class Direct:
     """A fast model: one request, one call. Large requests have a thread, so that others go on."""
 
@@ -214,7 +220,7 @@ class Behind:
                 break
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 self._lost(f"its server cannot be reached: {error}")
-                raise Refused(503, self._reason(), ("Retry-After", "1")) from error
+                raise not_available(self) from error
             except TimeoutError as error:
                 seconds = self._backend.timeout_seconds
                 raise Refused(504, f"the model server did not answer within {seconds} s") from error
@@ -243,9 +249,6 @@ class Behind:
         if predictions.dtype.kind not in "fiu" or predictions.ndim == 0 or len(predictions) != rows:
             raise RuntimeError(f"the model server gave no number for each of {rows} instances")
         return predictions
-
-    def _reason(self) -> str:
-        return f"{self.model.what} is not available: {self.unavailable}"
 
     def _lost(self, why: str) -> None:
         self.unavailable = why
