@@ -18,6 +18,7 @@ import contract
 
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 BUILD = ROOT / "build/test"
+REGISTRY_PORT = 6077  # local's and the tests' thousand
 HOSTS = {
     "test-gateway-1": "10.78.0.10",
     "test-prediction-1": "10.78.0.11",
@@ -144,8 +145,10 @@ print(json.dumps(make_ndarray(list(reply.outputs.values())[0]).tolist()))
 
 
 def ask_by_grpc(access, model, rows, key):
-    """TensorFlow Serving's own client, in the image that has it."""
-    image = "groundcrew/tensorflow_serving_stand_in:build"
+    """TensorFlow Serving's own client, in the image that has it: the one that answers, from the registry as this machine sees it."""
+    running = on("test-prediction-1").check_output("docker ps --format '{{.Image}}'").splitlines()
+    (image,) = {name for name in running if "/tensorflow_serving_stand_in@" in name}
+    image = f"127.0.0.1:{REGISTRY_PORT}/{image.partition('/')[2]}"
     done = subprocess.run(
         [
             "/usr/bin/docker",
