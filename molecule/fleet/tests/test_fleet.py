@@ -146,7 +146,7 @@ print(json.dumps(make_ndarray(list(reply.outputs.values())[0]).tolist()))
 
 def ask_by_grpc(access, model, rows, key):
     """TensorFlow Serving's own client, in the image that has it: the one that answers, from the registry as this machine sees it."""
-    running = on("test-prediction-1").check_output("docker ps --format '{{.Image}}'").splitlines()
+    running = on("test-prediction-1").check_output("docker ps --no-trunc --format '{{.Image}}'").splitlines()
     (image,) = {name for name in running if "/tensorflow_serving_stand_in@" in name}
     image = f"127.0.0.1:{REGISTRY_PORT}/{image.partition('/')[2]}"
     done = subprocess.run(
