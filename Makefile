@@ -8,7 +8,7 @@ playbook := .venv/bin/ansible-playbook
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
-.PHONY: help setup deploy verify clean test lint unit bench readmes lock lock-export lock-requirements
+.PHONY: help setup deploy verify clean test lint unit bench drill readmes lock lock-export lock-requirements
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ unit: ## Run the unit tests alone
 bench: ## Measure against peers on this machine (build/bench/*.json; bench=conda or bench=serving for one)
 	@./setup.sh dev
 	@status=0; for name in $(or $(bench),conda serving); do .venv/bin/python tests/bench/$$name.py || status=1; done; exit $$status
+
+drill: ## Break a running system on purpose, under load, and see who notices (build/drills/*.json; drill=NAME for one)
+	@./setup.sh dev
+	@.venv/bin/python tests/drills/run.py --environment $(environment) $(drill)
 
 readmes: ## Write the variable tables of the roles' READMEs from their argument specs
 	@./setup.sh dev

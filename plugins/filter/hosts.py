@@ -93,10 +93,27 @@ def fleet_servers(
     ]
 
 
+def slots(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both slots of each server, disabled: a release enables the one that it is in.
+
+    Slot a has the declared ports, slot b those above.
+    """
+    return [
+        {
+            **server,
+            **{key: server[key] + slot for key in ("port", "grpc_port") if key in server},
+            "name": f"{server['name']}.{'ab'[slot]}",
+            "disabled": True,
+        }
+        for server in servers
+        for slot in (0, 1)
+    ]
+
+
 def gateway_models(
     variants: list[dict[str, Any]], environment: str, groups: Any, hostvars: Any
 ) -> list[dict[str, Any]]:
-    """The gateway's view of the models: [{"name", "servers"}], a server for each variant on each host of its fleet."""
+    """The gateway's view of the models: [{"name", "servers"}], two for each variant on each host of its fleet, by slots()."""
     models: dict[str, list[dict[str, Any]]] = {}
     for variant in variants:
         version = str(variant["version"])
@@ -111,7 +128,9 @@ def gateway_models(
             int(variant["host_port"]),
             "-" + version,
         )
-        models.setdefault(variant["model"], []).extend({**server, **said} for server in servers)
+        models.setdefault(variant["model"], []).extend(
+            slots([{**server, **said} for server in servers])
+        )
     return [{"name": name, "servers": servers} for name, servers in sorted(models.items())]
 
 
@@ -136,7 +155,11 @@ def golden_checks(variants: list[dict[str, Any]], host: str, address: str) -> li
     return [
         {
             "name": f"{variant['name']} on {host}",
-            "url": f"http://{address}:{variant['host_port']}/v1/models/{variant['model']}:predict",
+            # The variant is in one of its two slots.
+            "urls": [
+                f"http://{address}:{int(variant['host_port']) + slot}/v1/models/{variant['model']}:predict"
+                for slot in (0, 1)
+            ],
             "golden_file": f"/srv/models/{variant['model']}/{variant['version']}/golden.json",
         }
         for variant in variants
@@ -151,7 +174,7 @@ def gateway_golden_checks(
     return [
         {
             "name": f"{variant['name']} through the gateway",
-            "url": f"{gateway_url}/v1/models/{variant['model']}{path}:predict",
+            "urls": [f"{gateway_url}/v1/models/{variant['model']}{path}:predict"],
             "golden_model": {
                 "bucket": bucket,
                 "model": variant["model"],
@@ -214,8 +237,16 @@ def scrape_targets(
 ) -> list[dict[str, Any]]:
     """What Prometheus scrapes, one job a kind: node exporters, gateways, services of models and of the team."""
 
-    def addresses(servers: list[dict[str, Any]]) -> list[str]:
-        return [f"{server['address']}:{server['port']}" for server in servers]
+    def both_slots(job: str, fleet: str, port: int, labels: dict[str, str]) -> list[dict[str, Any]]:
+        """A service on each host of its fleet; it answers in one of its slots."""
+        return [
+            {
+                "job": job,
+                "targets": [f"{server['address']}:{port + slot}" for slot in (0, 1)],
+                "labels": {**labels, "host": server["name"]},
+            }
+            for server in fleet_servers(fleet, environment, groups, hostvars, port)
+        ]
 
     hosts = sorted(groups[environment])
     targets = [
@@ -226,28 +257,47 @@ def scrape_targets(
         }
         for host in hosts
     ]
-    gateways = fleet_servers("gateway", environment, groups, hostvars, 8404)
-    if gateways:
-        targets.append({"job": "gateway", "targets": addresses(gateways)})
+    targets += [
+        {
+            "job": "gateway",
+            "targets": [f"{server['address']}:{server['port']}"],
+            "labels": {"host": server["name"]},
+        }
+        for server in fleet_servers("gateway", environment, groups, hostvars, 8404)
+    ]
     for variant in variants:
-        servers = fleet_servers(
-            variant["fleet"], environment, groups, hostvars, int(variant["host_port"])
-        )
-        targets.append(
-            {
-                "job": "prediction",
-                "targets": addresses(servers),
-                "labels": {"service": variant["name"]},
-            }
+        targets += both_slots(
+            "prediction",
+            variant["fleet"],
+            int(variant["host_port"]),
+            {"service": variant["name"]},
         )
     for name, service in sorted(services.items()):
-        servers = fleet_servers(
-            service.get("fleet", "application"), environment, groups, hostvars, int(service["port"])
-        )
-        targets.append(
-            {"job": "application", "targets": addresses(servers), "labels": {"service": name}}
+        targets += both_slots(
+            "application",
+            service.get("fleet", "application"),
+            int(service["port"]),
+            {"service": name},
         )
     return targets
+
+
+def service_hosts(
+    variants: list[dict[str, Any]], services: dict[str, Any], environment: str, groups: Any
+) -> list[str]:
+    """The hosts of an environment that run prediction or application services, sorted."""
+    fleets = {variant["fleet"] for variant in variants}
+    fleets |= {service.get("fleet", "application") for service in services.values()}
+    return sorted({host for fleet in fleets for host in groups.get(f"{environment}_{fleet}", [])})
+
+
+def serving_ports(results: list[dict[str, Any]], hostvars: Any) -> dict[str, list[int]]:
+    """Address to the ports that serve there, from a loop of module container_release over hosts; silent ones are left out."""
+    return {
+        hostvars[result["item"]]["private_address"]: result["serving"]
+        for result in results
+        if "serving" in result
+    }
 
 
 def client_hashes(
@@ -284,6 +334,9 @@ class FilterModule:
             "conda_outcomes": conda_outcomes,
             "machine_ids": machine_ids,
             "fleet_servers": fleet_servers,
+            "gateway_slots": slots,
+            "service_hosts": service_hosts,
+            "serving_ports": serving_ports,
             "gateway_models": gateway_models,
             "model_versions": model_versions,
             "golden_checks": golden_checks,

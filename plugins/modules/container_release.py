@@ -10,12 +10,24 @@ description:
   - Brings the containers of one host to what a list of service maps says, all of them in one call.
   - A service whose map, contents and model manifest are unchanged and whose container runs is left
     alone.
-  - A changed one is pulled, created and proven ready (by its golden prediction or an HTTP 200)
-    while the old container is stopped but kept. If it never becomes ready it is removed, the old
-    one is started again, and the module fails with the last log lines and the last readiness
-    answer.
+  - A changed one is pulled, created and proven ready (by its golden prediction or an HTTP 200) on the
+    free one of its two ports, beside the old container, which is then stopped and kept. If it never
+    becomes ready it is removed, the old one serves on, and the module fails with the last log lines
+    and the last readiness answer. With strategy replace the old container is stopped before the new
+    one starts, and started again if that fails.
+  - Behind gateways this takes two calls, with state ready and settled, and the gateways are told what
+    is in C(serving) in between (module gateway_servers).
   - A run that was interrupted anywhere is mended by running it again.
 options:
+  state:
+    description:
+      - released is all in one.
+      - ready starts what changed beside what serves and hands it over; what is not declared any more
+        runs on. settled stops what was replaced. withdrawn says that what was handed over is not to
+        serve, for the gateways and for a settled after it. query does nothing.
+    type: str
+    choices: [released, ready, settled, withdrawn, query]
+    default: released
   services:
     description: Service maps. See the README of role container_service for every key.
     type: list
@@ -35,6 +47,7 @@ options:
       host_port: {type: int, description: Even port on bind_address that leads to it.}
       extra_ports: {type: dict, description: "More of them: even port on bind_address -> port in the container."}
       network: {type: str, description: "bridge (when left out) or host."}
+      strategy: {type: str, description: "blue_green (when left out, with a host_port and no GPU) or replace."}
       ready:
         type: dict
         description: "Proof: golden (a file) and path, or path alone (HTTP 200); running_seconds."
@@ -69,7 +82,7 @@ options:
     default: ""
   rollback:
     description:
-      - Instead of releasing, go back to the release before the present one of this service, or of the
+      - With state released or ready, instead of releasing, go back to the release before the present one of this service, or of the
         service <rollback>-<version>. It has to become ready, or the present one is started again.
     type: str
     default: ""
@@ -118,9 +131,16 @@ services:
     image: {type: str, description: Image with digest.}
     action:
       type: str
-      description: One of none, created, replaced, started, cleaned, removed, absent, rolled back.
+      description: One of none, created, replaced, started, cleaned, removed, absent, rolled back, settled, withdrawn.
     changes: {type: list, description: Keys of the map that differ; of a rollback what served before.}
     ready_ms: {type: int, description: Milliseconds from start to ready; null if nothing started.}
+serving: {description: Ports on bind_address to which gateways are to send., returned: success, type: list, elements: int}
+handed_over: {description: Services of which a release waits for the gateways., returned: success, type: list, elements: str}
+again: {description: They are an interrupted run's; settle and call again., returned: success, type: bool}
+replacing: {description: "Services to drain before state released, which stops them first.", returned: success, type: list, elements: str}
+replacing_ports: {description: Their ports., returned: success, type: list, elements: int}
+unwanted: {description: Services that run and are not declared., returned: success, type: list, elements: str}
+drain_seconds: {description: Seconds that open requests of what is replaced may take., returned: success, type: int}
 """
 
 import contextlib
@@ -134,14 +154,14 @@ from ansible.module_utils.groundcrew.container_engine import DockerEngine
 from ansible.module_utils.groundcrew.errors import GroundcrewError
 from ansible.module_utils.groundcrew.release import (
     LinuxHost,
-    Outcome,
     ReleaseError,
     Releaser,
+    Report,
     lock,
     summary,
     without_engine,
 )
-from ansible.module_utils.groundcrew.service_map import BACKEND_KEYS, parse_services
+from ansible.module_utils.groundcrew.service_map import BACKEND_KEYS, Service, parse_services
 
 SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
@@ -154,6 +174,7 @@ SERVICE_OPTIONS: dict[str, dict[str, Any]] = {
     "host_port": {"type": "int"},
     "extra_ports": {"type": "dict"},
     "network": {"type": "str"},
+    "strategy": {"type": "str"},
     "ready": {"type": "dict"},
     "ready_timeout_seconds": {"type": "float"},
     "resources": {"type": "dict"},
@@ -187,8 +208,8 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     raise Interrupted(signal.Signals(number).name)
 
 
-def _result(outcomes: list[Outcome], check: bool) -> dict[str, Any]:
-    changed = [outcome for outcome in outcomes if outcome.changed]
+def _result(report: Report, check: bool, serving: list[int]) -> dict[str, Any]:
+    changed = [outcome for outcome in report.outcomes if outcome.changed]
     return {
         "changed": bool(changed),
         "services": [
@@ -200,15 +221,43 @@ def _result(outcomes: list[Outcome], check: bool) -> dict[str, Any]:
                 "changes": outcome.changes,
                 "ready_ms": outcome.ready_ms,
             }
-            for outcome in outcomes
+            for outcome in report.outcomes
         ],
+        "serving": serving,
+        "handed_over": report.handed_over,
+        "again": report.again,
+        "replacing": report.replacing,
+        "replacing_ports": report.replacing_ports,
+        "unwanted": report.unwanted,
+        "drain_seconds": report.drain_seconds,
         "diff": {"prepared": "".join(summary(outcome, future=check) for outcome in changed)},
     }
+
+
+def _run(
+    releaser: Releaser, parameters: dict[str, Any], services: list[Service], check: bool
+) -> Report:
+    state = parameters["state"]
+    if state == "query" or (check and state in ("settled", "withdrawn")):
+        return Report([])
+    if state == "settled":
+        return Report(releaser.settle())
+    if state == "withdrawn":
+        return releaser.withdraw()
+    hold = state == "ready"
+    if parameters["rollback"]:
+        return releaser.rollback(parameters["rollback"], check=check, hold=hold)
+    return releaser.run(services, parameters["remove"], check=check, hold=hold)
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "state": {
+                "type": "str",
+                "choices": ["released", "ready", "settled", "withdrawn", "query"],
+                "default": "released",
+            },
             "services": {
                 "type": "list",
                 "elements": "dict",
@@ -226,19 +275,17 @@ def main() -> None:
     )
     parameters = module.params
     check = bool(module.check_mode)
-    outcomes: list[Outcome] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         services = parse_services(parameters["services"])
         remove, address = parameters["remove"], parameters["bind_address"]
-        if (
-            not parameters["rollback"]
-            and check
-            and shutil.which(parameters["engine_command"]) is None
-        ):
-            outcomes = without_engine(services, remove, address)
-            module.exit_json(**_result(outcomes, check))
+        # A query of a host that has no engine yet, or a check run on a fresh one.
+        if (check or parameters["state"] == "query") and shutil.which(
+            parameters["engine_command"]
+        ) is None:
+            outcomes = [] if parameters["rollback"] else without_engine(services, remove, address)
+            module.exit_json(**_result(Report(outcomes), check, []))
         releaser = Releaser(
             DockerEngine(parameters["engine_command"]),
             LinuxHost(),
@@ -247,23 +294,24 @@ def main() -> None:
             family=parameters["family"],
             log=module.log,
         )
-        back = parameters["rollback"]
-        with contextlib.nullcontext() if check else lock(parameters["state_directory"]):
-            outcomes = (
-                [releaser.rollback(back, check=check)]
-                if back
-                else releaser.run(services, remove, check=check)
-            )
+        alone = (
+            contextlib.nullcontext()
+            if check or parameters["state"] == "query"
+            else lock(parameters["state_directory"])
+        )
+        with alone:
+            report = _run(releaser, parameters, services, check)
+            serving = releaser.serving()
     except ReleaseError as error:
-        module.fail_json(msg=str(error), **_result(error.done, check))
+        module.fail_json(msg=str(error), **_result(Report(error.done), check, []))
     except GroundcrewError as error:
-        module.fail_json(msg=str(error), **_result(outcomes, check))
+        module.fail_json(msg=str(error), **_result(Report([]), check, []))
     except Interrupted as error:
         module.fail_json(
-            msg=f"interrupted by {error}; what served before was started again. Run it again.",
-            **_result(outcomes, check),
+            msg=f"interrupted by {error}; what served before serves. Run it again.",
+            **_result(Report([]), check, []),
         )
-    module.exit_json(**_result(outcomes, check))
+    module.exit_json(**_result(report, check, serving))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ options:
     required: true
     suboptions:
       name: {description: What the report calls it., type: str, required: true}
-      url: {description: Where to ask., type: str, required: true}
+      urls: {description: "Where to ask; one of them has to answer right.", type: list, elements: str, required: true}
       golden_file: {description: A golden.json on this host; each case is posted to the URL., type: path}
       golden_model: {description: "The same from the model store: bucket, model, version.", type: dict}
       status: {description: The expected status., type: int, default: 200}
@@ -67,19 +67,17 @@ def read_golden(check):
     return None
 
 
-def ask(check):
+def ask(check, url):
     """(ok, detail) of a plain request."""
     context = (
-        ssl.create_default_context(cafile=check["ca_file"])
-        if check["url"].startswith("https:")
-        else None
+        ssl.create_default_context(cafile=check["ca_file"]) if url.startswith("https:") else None
     )
     handlers = [urllib.request.ProxyHandler({}), NoRedirect()]
     if context:
         handlers.append(urllib.request.HTTPSHandler(context=context))
     body = check["body"].encode() if check["body"] is not None else None
     request = urllib.request.Request(
-        check["url"], data=body, method=check["method"], headers=check["headers"]
+        url, data=body, method=check["method"], headers=check["headers"]
     )
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=10) as reply:
@@ -112,16 +110,20 @@ def run(check):
         for attempt in range(max(1, check["attempts"])):
             if attempt:
                 time.sleep(1)
-            if cases is None:
-                ok, detail = ask(check)
-            else:
-                first = cases.cases[0]["request"]
-                result = golden.check(
-                    check["url"], cases, headers=check["headers"], ca_file=check["ca_file"]
-                )
-                ok, detail = result.ok, result.detail
-            if ok:
-                break
+            said = []
+            for url in check["urls"]:
+                if cases is None:
+                    ok, detail = ask(check, url)
+                else:
+                    first = cases.cases[0]["request"]
+                    result = golden.check(
+                        url, cases, headers=check["headers"], ca_file=check["ca_file"]
+                    )
+                    ok, detail = result.ok, result.detail
+                if ok:
+                    return True, detail, first
+                said.append(detail)
+            detail = "; ".join(said)
     except GroundcrewError as error:
         return False, str(error), None
     return ok, detail, first
@@ -130,7 +132,7 @@ def run(check):
 def main():
     options = {
         "name": {"type": "str", "required": True},
-        "url": {"type": "str", "required": True},
+        "urls": {"type": "list", "elements": "str", "required": True},
         "golden_file": {"type": "path"},
         "golden_model": {"type": "dict"},
         "status": {"type": "int", "default": 200},

@@ -78,12 +78,12 @@ def test_a_secret_is_a_file_for_its_owner_only(host):
     assert SECRET not in host.run("journalctl --no-pager -t ansible-container_release").stdout
 
 
-def release(host, address, *services, remove=()):
+def release(host, address, *services, **options):
     """Run the module on the host as the role does; gives its result, also of a failure.
 
     Only a failure has a "msg".
     """
-    parameters = {"services": services, "remove": remove, "bind_address": address}
+    parameters = {"services": services, "bind_address": address, **options}
     result = cloud.module("test-1", "container_release", parameters)
     return (
         result
@@ -122,7 +122,7 @@ def test_a_bad_release_is_refused_in_words_and_the_old_one_serves(host, address,
     before = inspect(host, "digits-1")["Id"], names(host)
     result = release(host, address, map_of(host, env={"STUB_MODE": mode}))
     assert said in result["msg"]
-    assert "was started again and serves" in result["msg"]
+    assert "(digits-1) serves on" in result["msg"]
     assert (inspect(host, "digits-1")["Id"], names(host)) == before
     assert get(host, f"http://{address}:18080/")["mode"] == "good"
 
@@ -152,6 +152,45 @@ def test_an_interrupted_release_is_mended_by_the_next_run(host, address):
         release(host, address, remove=["drill"])
     assert host.run("docker inspect drill").rc != 0
     assert not host.file("/var/lib/groundcrew/services/drill").exists
+
+
+@pytest.mark.parametrize("network", ["bridge", "host"])
+def test_a_release_stands_beside_what_serves_until_the_gateways_are_told(host, address, network):
+    """As behind gateways: ready, then settled. The old one answers until then, on its own port."""
+    service = map_of(host, name="drill", host_port=18090)
+    ports = {"a": 18090, "b": 18091}
+    if network == "host":
+        service |= {"network": "host", "strategy": "blue_green", "port": 8090, "host_port": None}
+        service |= {"env": {"HOST": address}}
+        ports = {"a": 8090, "b": 8091}
+    changed = {**service, "labels": {"drill": "again"}}
+    try:
+        first = release(host, address, service, state="ready")
+        assert ports["a"] in first["serving"] and first["handed_over"] == []
+        held = release(host, address, changed, state="ready")
+        assert held["handed_over"] == ["drill"] and held["drain_seconds"] == 30
+        assert ports["b"] in held["serving"] and ports["a"] not in held["serving"]
+        for port in ports.values():
+            assert get(host, f"http://{address}:{port}/")["mode"] == "good"
+        # Interrupted here, the same command finds it as it is.
+        assert not release(host, address, changed, state="ready")["again"]
+        assert release(host, address, {**changed, "env": {"A": 1}}, state="ready")["again"]
+        assert release(host, address, state="settled")["services"][0]["action"] == "settled"
+        assert get(host, f"http://{address}:{ports['b']}/")["mode"] == "good"
+        assert (
+            host.run("docker inspect --format '{{.State.Status}}' drill-previous").stdout
+            == "exited\n"
+        )
+        assert release(host, address, state="query")["serving"] == sorted([8000, 18080, ports["b"]])
+        # Taken back, it leaves what served.
+        again = {**changed, "labels": {"drill": "once more"}}
+        assert release(host, address, again, state="ready")["handed_over"] == ["drill"]
+        assert ports["b"] in release(host, address, state="withdrawn")["serving"]
+        assert release(host, address, state="settled")["services"][0]["action"] == "withdrawn"
+        assert host.run("docker inspect drill-next").rc != 0
+        assert get(host, f"http://{address}:{ports['b']}/")["mode"] == "good"
+    finally:
+        release(host, address, remove=["drill"])
 
 
 def test_neighbours_are_untouched(host):

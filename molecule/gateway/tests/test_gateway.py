@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import cloud
 
 KEY = {"X-Api-Key": "key-of-tester"}
 LIMIT_BYTES = 1048576
@@ -338,6 +343,56 @@ def test_drain_survives_reload_restart_and_a_moved_server(host, ask):
         runtime(host, "set server model_digits/one state ready")
         host.run("systemctl reload haproxy")
     wait_until(lambda: up() and ports() == {18080, 18081}, "both servers again")
+
+
+def send_to(address, *ports):
+    """What a release does: module gateway_servers on the gateway's host."""
+    return cloud.module(
+        "test-1", "gateway_servers", {"serving": {address: ports}, "drain_seconds": 5}
+    )
+
+
+def test_a_slot_takes_over_at_run_time_and_survives_reload_and_restart(host, address, ask):
+    slots = {"path": "/v1/models/slots", "headers": KEY}
+    others = (18080, 18081, 28080)
+
+    def port():
+        answers = [a for a in ask(*[slots] * 4) if a["status"] == 200]
+        return {json.loads(a["body"])["port"] for a in answers}
+
+    assert port() == {18082}, (
+        "the slot that the role was told of, though both are disabled in the file"
+    )
+    try:
+        change = send_to(address, *others, 18084)
+        assert change["enabled"] == ["model_slots/one.a"], change
+        assert (
+            "model_slots/one.b" in change["disabled"] and "application/page" in change["disabled"]
+        )
+        assert port() == {18084}
+        host.check_output("systemctl reload haproxy")
+        wait_until(lambda: port() == {18084}, "the same slot after the reload")
+        host.check_output("systemctl restart haproxy")
+        wait_until(lambda: port() == {18084}, "the same slot after the restart")
+        # Nothing listens on 18099: it is refused, and what served serves.
+        refused = send_to(address, *others, 18099)
+        assert "check of model_asleep/nobody does not pass" in refused["msg"], refused
+        assert port() == {18084}
+    finally:
+        send_to(address, *others, 18082)
+    wait_until(lambda: port() == {18082}, "the first slot again")
+    assert not send_to(address, *others, 18082)["changed"]
+
+
+def test_without_a_gateway_there_is_nobody_to_tell(address):
+    parameters = {
+        "serving": {address: [1]},
+        "save_program": "/nowhere",
+        "master_socket": "/nowhere",
+    }
+    assert not cloud.module("test-1", "gateway_servers", parameters)["changed"]
+    parameters["save_program"] = "/usr/local/sbin/gateway-save-state"
+    assert "systemctl start haproxy" in cloud.module("test-1", "gateway_servers", parameters)["msg"]
 
 
 def test_a_reload_refuses_nobody(host):

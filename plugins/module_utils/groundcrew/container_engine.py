@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from .errors import GroundcrewError
@@ -29,7 +30,7 @@ class Container(NamedTuple):
     """One container as the engine lists it; service is "" when no release made it.
 
     One with a backend is listed once, with the state of whichever does not run; dead when a part is
-    gone.
+    gone. port is the main one of ports, all that it takes on the host.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Container(NamedTuple):
     release: str
     family: str
     port: int | None
+    ports: tuple[int, ...] = ()
 
 
 class ContainerState(NamedTuple):
@@ -64,6 +66,12 @@ class Engine(Protocol):
     def has_image(self, image: str) -> bool: ...
 
     def pull(self, image: str) -> None: ...
+
+    def remove_image(self, image: str) -> None:
+        """Remove an image if it is there and no container was made from it."""
+
+    def free_bytes(self) -> int:
+        """What is free where the engine keeps its images."""
 
     def create(
         self, name: str, arguments: Sequence[str], backend: Sequence[str] | None = None
@@ -100,7 +108,8 @@ class DockerEngine:
         self._orphans: set[str] = set()
 
     def containers(self) -> list[Container]:
-        labels = ("service", "release", "family", "port", "backend", "part")
+        # port: what releases had before a service had two of them.
+        labels = ("service", "release", "family", "ports", "backend", "part", "port")
         columns = [
             "{{.Names}}",
             "{{.State}}",
@@ -111,12 +120,13 @@ class DockerEngine:
         for line in self._run(
             "ps", "--all", "--no-trunc", "--format", "\t".join(columns)
         ).splitlines():
-            name, state, service, release, family, port, backend, part = line.split("\t")
+            name, state, service, release, family, ports, backend, part, port = line.split("\t")
             if part:
                 backends[name] = state
                 continue
+            taken = tuple(int(port) for port in (ports or port).split(",") if port)
             container = Container(
-                name, state, service, release, family, int(port) if port else None
+                name, state, service, release, family, next(iter(taken), None), taken
             )
             found.append((container, backend))
         # One that somebody removed can be neither stopped nor removed again.
@@ -137,6 +147,14 @@ class DockerEngine:
 
     def pull(self, image: str) -> None:
         self._run("pull", "--quiet", image, seconds=_PULL_SECONDS)
+
+    def remove_image(self, image: str) -> None:
+        # Refused while a container uses it, which is as it should be.
+        self._call("image", "rm", image)
+
+    def free_bytes(self) -> int:
+        root = self._run("info", "--format", "{{.DockerRootDir}}")
+        return shutil.disk_usage(root).free
 
     def create(
         self, name: str, arguments: Sequence[str], backend: Sequence[str] | None = None
@@ -256,33 +274,57 @@ class DockerEngine:
 
 
 def create_arguments(
-    service: Service, *, release: str, family: str, bind_address: str, files: dict[str, str]
+    service: Service,
+    *,
+    release: str,
+    family: str,
+    bind_address: str,
+    files: dict[str, str],
+    slot: int = 0,
 ) -> list[str]:
     """The arguments of `docker create` for a release's published container, without its name.
 
-    files: path in the container -> file on the host, for config and secrets.
+    files: path in the container -> file on the host, for config and secrets. slot: 0, or 1 for the
+    port above each that is declared.
     """
     labels = {"service": service.name, "release": release, "family": family}
     if service.listening_port is not None:
-        labels["port"] = str(service.listening_port)
+        labels["ports"] = ",".join(map(str, service.ports_of(slot)))
     network = service.network
     own_env: dict[str, str] = {}
+    if service.beside and network == "host":
+        own_env["PORT"] = str(service.ports_of(slot)[0])
     if service.backend is not None:
         network = NETWORK
         own_env["BACKEND_PORT"] = str(service.backend.port)
-    return _arguments(service, labels, service.stop_seconds, network, bind_address, files, own_env)
+    ports = {} if service.host_port is None else {service.host_port: service.port}
+    published = _published({**ports, **service.extra_ports}, slot)
+    return _arguments(
+        service, labels, service.stop_seconds, network, bind_address, files, own_env, published
+    )
 
 
 def backend_arguments(
-    service: Service, *, release: str, family: str, bind_address: str, files: dict[str, str]
+    service: Service,
+    *,
+    release: str,
+    family: str,
+    bind_address: str,
+    files: dict[str, str],
+    slot: int = 0,
 ) -> list[str] | None:
     """The same for its backend, None when it has none."""
     if service.backend is None:
         return None
     labels = {"service": service.name, "release": release, "family": family, "part": "backend"}
+    published = _published(service.backend.extra_ports, slot)
     return _arguments(
-        service.backend, labels, service.stop_seconds, NETWORK, bind_address, files, {}
+        service.backend, labels, service.stop_seconds, NETWORK, bind_address, files, {}, published
     )
+
+
+def _published(ports: Mapping[int, int | None], slot: int) -> dict[int, int | None]:
+    return {outer + slot: inner for outer, inner in ports.items()}
 
 
 def _worse(front: str, backend: str) -> str:
@@ -297,6 +339,7 @@ def _arguments(
     bind_address: str,
     files: dict[str, str],
     own_env: dict[str, str],
+    published: Mapping[int, int | None],
 ) -> list[str]:
     arguments = [
         "--init",
@@ -326,8 +369,7 @@ def _arguments(
     if service.gpus is not None:
         arguments.append(f"--gpus={service.gpus}")
     address = f"[{bind_address}]" if ":" in bind_address else bind_address
-    main = {} if service.host_port is None else {service.host_port: service.port}
-    for outer, inner in {**main, **service.extra_ports}.items():
+    for outer, inner in published.items():
         arguments.append(f"--publish={address}:{outer}:{inner}/tcp")
     arguments += [f"--tmpfs={entry}" for entry in service.tmpfs]
     for mount in service.mounts:
@@ -335,7 +377,7 @@ def _arguments(
     arguments += [_bind(source, target, True) for target, source in sorted(files.items())]
     arguments += [f"--env-file={path}" for path in service.env_file]
     arguments += [
-        f"--env={name}={value}" for name, value in sorted({**own_env, **service.env}.items())
+        f"--env={name}={value}" for name, value in sorted({**service.env, **own_env}.items())
     ]
     return [*arguments, service.image, *service.command]
 

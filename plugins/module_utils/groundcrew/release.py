@@ -1,15 +1,21 @@
 """Releases on one host: from service maps to running, ready containers, the last good one kept.
 
-A container's name says where it is in a release, so nothing else has to be remembered and a run
-that was killed anywhere is mended by the next one:
+A container's name says where it is in a release, so a run that was killed anywhere is mended by the
+next one:
 
     <service>            was ready when it got this name
     <service>-next       a release on trial; found by a later run, an interrupted one left it
     <service>-previous   the release before, stopped, kept for rollback
 
-A release is made ready as <service>-next while the old container, which keeps its name, is stopped.
-Only then are they renamed. If it never becomes ready it is removed and the old one is started
-again.
+A service with strategy blue_green has two ports, its slots: the declared one and the one above. A
+release starts as <service>-next on the slot that is free, beside the container that serves; when it
+is ready the serving one is stopped, and they are renamed. Where gateways stand in front they have to
+be told in between, so that is done in two runs: the first ends with the release *handed over*, which
+a file in its directory says; from then on the gateways may send to it. The second (`settle`) stops
+what it replaces, or removes the release again when a gateway would not have it.
+
+With strategy replace the serving container is stopped first, and started again if the release never
+becomes ready.
 """
 
 from __future__ import annotations
@@ -56,6 +62,13 @@ _PROBE_SECONDS = 10.0
 _LONGEST_PAUSE = 1.0
 _PORT_FREE_SECONDS = 5.0
 _LOCK_SECONDS = 120.0
+# An image is unpacked before it is complete, and a full disk stops more than a release.
+_FREE_BYTES = 2 * 2**30
+
+# What stands in the file that says that a release was handed over: where it comes from, or that it
+# goes again, to be removed or to be kept where it was.
+_HANDED_OVER = "handed-over"
+_RELEASE, _ROLLBACK, _WITHDRAW, _KEPT = "release", "rollback", "withdraw", "keep"
 
 
 class ReleaseError(GroundcrewError):
@@ -72,7 +85,7 @@ class Outcome:
 
     action: none; created; replaced; started, the same release, which was stopped; cleaned, only
     what an interrupted run left was removed; removed; absent, there was nothing to remove; rolled
-    back, to the release before.
+    back, to the release before; settled, it took over from what served; withdrawn, it did not.
     """
 
     name: str
@@ -87,13 +100,33 @@ class Outcome:
         return self.action not in ("none", "absent")
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a run did, and what is left to do with the gateways.
+
+    handed_over: services of which a release waits beside the one that serves; `settle` ends that.
+    again: those are an interrupted run's, and nothing else was done: settle, and run again.
+    replacing: services that have to be drained first, since theirs is stopped before the new one
+    starts (replacing_ports: the ports it has); nothing was done about them. unwanted: services that run and are not in the list.
+    drain_seconds: how long requests may take until what serves now is stopped.
+    """
+
+    outcomes: list[Outcome]
+    handed_over: list[str] = field(default_factory=list)
+    again: bool = False
+    replacing: list[str] = field(default_factory=list)
+    replacing_ports: list[int] = field(default_factory=list)
+    unwanted: list[str] = field(default_factory=list)
+    drain_seconds: int = 0
+
+
 class Host(Protocol):
     """What the release logic asks of the machine it runs on, apart from the engine."""
 
     def check_files(self, service: Service) -> None:
         """Raise GroundcrewError when a file or directory that the service needs is missing."""
 
-    def probe(self, service: Service, address: str, timeout: float) -> tuple[bool, str]:
+    def probe(self, service: Service, address: str, port: int, timeout: float) -> tuple[bool, str]:
         """Ask the service: whether it answers right within `timeout` seconds, and what it said."""
 
     def taken(self, address: str, port: int) -> str | None:
@@ -127,9 +160,9 @@ class LinuxHost:
         if service.ready.golden is not None:
             golden.load(service.ready.golden)
 
-    def probe(self, service: Service, address: str, timeout: float) -> tuple[bool, str]:
+    def probe(self, service: Service, address: str, port: int, timeout: float) -> tuple[bool, str]:
         shown = f"[{address}]" if ":" in address else address
-        url = f"http://{shown}:{service.listening_port}{service.ready.path}"
+        url = f"http://{shown}:{port}{service.ready.path}"
         if service.ready.golden is not None:
             result = golden.check(url, golden.load(service.ready.golden), timeout=timeout)
             return result.ok, result.detail
@@ -197,18 +230,31 @@ class Releaser:
         self._family = family
         self._log = log
         self._containers: dict[str, Container] = {}
+        self._begun: set[str] = set()
 
     def run(
-        self, services: Sequence[Service], remove: Sequence[str] = (), *, check: bool = False
-    ) -> list[Outcome]:
+        self,
+        services: Sequence[Service],
+        remove: Sequence[str] = (),
+        *,
+        check: bool = False,
+        hold: bool = False,
+    ) -> Report:
         """Make it so; with `check` only say what would be done.
 
-        Stops at the first service that fails, with ReleaseError. Raises GroundcrewError before
-        anything is touched when a file is missing or a name belongs to a container that is not a
-        release's.
+        With `hold` gateways stand in front: what serves goes on serving, releases end handed over,
+        and nothing that runs is removed. Stops at the first service that fails, with ReleaseError.
+        Raises GroundcrewError before anything is touched when a file is missing or a name belongs
+        to a container that is not a release's.
         """
         self._refresh()
-        plans = [self._plan(service, check) for service in services if not service.absent]
+        present = [service for service in services if not service.absent]
+        plans = [self._plan(service, check) for service in present]
+        if not check and self._unfinished(plans, hold):
+            if hold:
+                return self._report([], again=True)
+            self.settle()
+            plans = [self._plan(service, check) for service in present]
         wanted = {plan.service.name for plan in plans}
         unwanted = self._unwanted(
             wanted, [*remove, *(service.name for service in services if service.absent)]
@@ -216,40 +262,123 @@ class Releaser:
         ours = {*wanted, *unwanted}
         for plan in plans:
             self._before(plan, ours)  # refuses another family's port before anything is touched
+        kept = [name for name in unwanted if hold and self._runs(name)]
+        replacing = [
+            plan.service.name
+            for plan in plans
+            if hold
+            and plan.action == "replaced"
+            and not plan.service.beside
+            and any(container.state == "running" for container in self._before(plan, ours))
+        ]
         if check:
-            return [
-                *(self._outcome(plan) for plan in plans),
-                *(self._outcome_of_removal(name) for name in unwanted),
-            ]
+            return Report(
+                [
+                    *(self._outcome(plan) for plan in plans),
+                    *(self._outcome_of_removal(name) for name in unwanted),
+                ]
+            )
         for plan in plans:
             if plan.action in ("created", "replaced"):
                 self._host.check_files(plan.service)
         # Before a release may take over one of these: they are removed whichever way.
-        removals = [self._outcome_of_removal(name) for name in unwanted]
+        removals = [self._outcome_of_removal(name) for name in unwanted if name not in kept]
         done: list[Outcome] = []
         try:
             for plan in plans:
                 self._end_rollback(plan.service)
+            for name in ours:
+                # What an interrupted run left on trial may hold a port.
+                if self._how(name + NEXT) is None and name not in wanted:
+                    self._discard(name + NEXT)
             for plan in plans:
-                done.append(self._apply(plan, wanted, ours))
+                if plan.service.name not in replacing:
+                    done.append(self._apply(plan, wanted, ours, hold))
             for outcome in removals:
                 self._remove_service(outcome.name)
                 done.append(outcome)
         except GroundcrewError as error:
+            if hold:
+                # Nobody was told of these yet: all that is new on this host, or nothing.
+                for name in self._begun:
+                    self._discard(name)
             self._sweep()
             raise ReleaseError(str(error), done) from error
         if any(outcome.changed for outcome in done):
             self._sweep()
+        return self._report(done, replacing=replacing, unwanted=kept)
+
+    def withdraw(self) -> Report:
+        """Take every hand-over of this family back: gateways are to be told, and then `settle`.
+
+        One whose predecessor an interrupted `settle` has stopped is past that, and stays.
+        """
+        self._refresh()
+        for container in self._handed_over():
+            if not any(other.state == "running" for other in self._line(container)):
+                continue
+            kept = self._how(container.name) in (_ROLLBACK, _KEPT)
+            self._mark(container, _KEPT if kept else _WITHDRAW)
+        return self._report([])
+
+    def settle(self) -> list[Outcome]:
+        """End every hand-over of this family: stop what is replaced, or the release that is withdrawn."""
+        self._refresh()
+        done: list[Outcome] = []
+        for container in self._handed_over():
+            goes = self._how(container.name) in (_WITHDRAW, _KEPT)
+            if not goes and container.state != "running":
+                raise ReleaseError(
+                    f"{container.service}: release {container.release} is {container.state} since the "
+                    f"gateways were told of it, so what it replaces runs on. Run it again.",
+                    done,
+                )
+            if goes:
+                self._withdraw(container)
+            else:
+                before = self._line(container)
+                for other in before:
+                    self._stop(other)
+                self._promote(container.service, before, set())
+                self._mark(container, None)
+            done.append(
+                Outcome(
+                    container.service,
+                    container.release,
+                    "",
+                    "withdrawn" if goes else "settled",
+                )
+            )
+        if done:
+            self._sweep()
         return done
 
-    def rollback(self, name: str, *, check: bool = False) -> Outcome:
+    def serving(self) -> list[int]:
+        """Ports on this host to which gateways are to send, of all families."""
+        self._refresh()
+        handed_over = [
+            c for c in self._handed_over(every=True) if self._how(c.name) in (_RELEASE, _ROLLBACK)
+        ]
+        replaced = {other.name for c in handed_over for other in self._line(c)}
+        own = [
+            c
+            for c in self._containers.values()
+            if c.service and _base(c.name) == c.name and c.name not in replaced
+        ]
+        return sorted({port for c in (*handed_over, *own) for port in c.ports})
+
+    def rollback(self, name: str, *, check: bool = False, hold: bool = False) -> Report:
         """Go back to the release before the present one of service `name`, or `name-<version>`.
 
         What goes is kept in its place, so a second rollback goes forward again. Raises
         GroundcrewError when none is kept here, or several services are meant; ReleaseError when the
-        old one did not become ready, and the present one serves again.
+        old one did not become ready, and the present one serves on.
         """
         self._refresh()
+        if not check and self._handed_over():
+            if hold:
+                return self._report([], again=True)
+            self.settle()
         pattern = re.compile(re.escape(name) + r"(-[0-9]+)?")
         found = sorted(
             container.name
@@ -278,20 +407,26 @@ class Releaser:
             raise GroundcrewError(f"{found[0]}: {back}, to which it would go back, runs as well.")
         self._host.check_files(service)
         changes = [f"{present.name}, release {present.release}"]
+        outcome = Outcome(back, previous.release, service.image, "rolled back", None, changes)
         if check:
-            return Outcome(back, previous.release, service.image, "rolled back", None, changes)
+            return Report([outcome])
+        beside = service.beside and present.state == "running" and present.port != previous.port
+        if hold and not beside and present.state == "running":
+            return self._report([], replacing=[present.name])
         begun = self._host.monotonic()
         try:
-            self._engine.stop(present.name, service.stop_seconds)
-            self._wait_for_port(service)
+            if not beside:
+                self._engine.stop(present.name, service.stop_seconds)
+            self._wait_for_port(previous.port)
             begun = self._host.monotonic()
             self._engine.start(previous.name)
-            self._wait(previous.name, service)
+            self._wait(previous.name, service, previous.port)
         except BaseException as error:
             tail = self._tail(previous.name) if isinstance(error, GroundcrewError) else ""
             with contextlib.suppress(GroundcrewError):
                 self._engine.stop(previous.name, service.stop_seconds)
-            self._containers[present.name] = present._replace(state="exited")
+            if not beside:
+                self._containers[present.name] = present._replace(state="exited")
             said = self._restore(present.name, [present])
             if not isinstance(error, GroundcrewError):
                 raise
@@ -299,15 +434,18 @@ class Releaser:
                 f"{present.name}: release {previous.release} did not come back: "
                 f"{str(error).rstrip('.')}. {said}{tail}"
             ) from error
-        # By way of the name of a trial: a run that is killed here leaves what the next one mends.
+        ready_ms = self._since(begun)
+        self._containers[previous.name] = previous._replace(state="running")
+        outcome = Outcome(back, previous.release, service.image, "rolled back", ready_ms, changes)
+        # Said before it has the name that counts: a run that is killed in between leaves a release
+        # that is kept, not one on trial, which would be removed.
+        self._mark(previous, _ROLLBACK)
         self._discard(back + NEXT)
-        self._rename(present.name, back + NEXT)
-        self._rename(previous.name, back)
-        self._discard(back + PREVIOUS)
-        self._rename(back + NEXT, back + PREVIOUS)
-        return Outcome(
-            back, previous.release, service.image, "rolled back", self._since(begun), changes
-        )
+        self._rename(previous.name, back + NEXT)
+        if hold and beside:
+            return self._report([outcome])
+        self.settle()
+        return self._report([outcome])
 
     # -- deciding
 
@@ -335,11 +473,122 @@ class Releaser:
             changes = changed_keys(self._stored(own).get("fingerprint", {}), parts)
         elif own.state != "running":
             action = "started"
+        elif self._how(service.name + NEXT) is not None:
+            action = "none"  # an unfinished hand-over, which was seen to before this counts
         elif service.name + NEXT in self._containers:
             action = "cleaned"
         else:
             action = "none"
         return _Plan(service, release, parts, own, action, changes)
+
+    def _runs(self, name: str) -> bool:
+        return name in self._containers and self._containers[name].state == "running"
+
+    def _how(self, name: str) -> str | None:
+        """How a release on trial was handed over, None when it was not."""
+        container = self._containers.get(name)
+        if container is None or not container.service or not name.endswith(NEXT):
+            return None
+        try:
+            return self._file(container).read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def _mark(self, container: Container, how: str | None) -> None:
+        """Say that a container is handed over, and how; None takes it back."""
+        file = self._file(container)
+        try:
+            if how is None:
+                file.unlink(missing_ok=True)
+            else:
+                # Whole or not at all.
+                file.with_suffix(".partial").write_text(how, encoding="utf-8")
+                file.with_suffix(".partial").replace(file)
+        except OSError as error:
+            raise GroundcrewError(
+                f"service {container.service}: cannot write {error.filename}: {error.strerror}."
+            ) from error
+
+    def _file(self, container: Container) -> Path:
+        return self._state / container.service / container.release / _HANDED_OVER
+
+    def _handed_over(self, *, every: bool = False) -> list[Container]:
+        """Releases that were handed over and not settled, of this family or of every one."""
+        return [
+            container
+            for name, container in sorted(self._containers.items())
+            if self._how(name) is not None
+            and (every or not self._family or container.family == self._family)
+        ]
+
+    def _line(self, container: Container) -> list[Container]:
+        """What a release takes over from: its service's own, and the one that has its pair of ports."""
+        found = [
+            other
+            for other in self._containers.values()
+            if other.service
+            and _base(other.name) == other.name
+            and (
+                other.name == container.service
+                or (
+                    other.port is not None
+                    and container.port is not None
+                    and other.port // 2 == container.port // 2
+                )
+            )
+        ]
+        return sorted(
+            found, key=lambda c: (c.state != "running", c.name != container.service, c.name)
+        )
+
+    def _unfinished(self, plans: Sequence[_Plan], hold: bool) -> bool:
+        """Whether something was handed over that is not, or no longer, what is wanted and ready."""
+        wanted = {plan.service.name: plan for plan in plans}
+        unfinished = False
+        for container in self._handed_over():
+            plan = wanted.get(container.service)
+            if container.state != "running":
+                self._mark(container, _WITHDRAW)
+            elif (
+                hold
+                and plan is not None
+                and plan.release == container.release
+                and self._how(container.name) == _RELEASE
+            ):
+                try:
+                    self._wait(container.name, plan.service, container.port)
+                    continue
+                except GroundcrewError:
+                    self._mark(container, _WITHDRAW)
+            unfinished = True
+        return unfinished
+
+    def _report(
+        self,
+        outcomes: list[Outcome],
+        *,
+        again: bool = False,
+        replacing: Sequence[str] = (),
+        unwanted: Sequence[str] = (),
+    ) -> Report:
+        waiting = self._handed_over()
+        replaced = [other for c in waiting for other in self._line(c)]
+        replaced += [self._containers[name] for name in replacing]
+        seconds = [self._seconds(container, "drain_seconds") for container in replaced]
+        return Report(
+            outcomes,
+            handed_over=[container.service for container in waiting],
+            again=again,
+            replacing=list(replacing),
+            replacing_ports=sorted(
+                {port for name in replacing for port in self._containers[name].ports}
+            ),
+            unwanted=list(unwanted),
+            drain_seconds=max(seconds, default=0),
+        )
+
+    def _seconds(self, container: Container, key: str) -> int:
+        return int(self._stored(container).get("map", {}).get(key, DEFAULTS[key]))
 
     def _unwanted(self, wanted: set[str], named: Sequence[str]) -> list[str]:
         names = [name for name in dict.fromkeys(named) if name not in wanted]
@@ -360,10 +609,13 @@ class Releaser:
         port = plan.service.listening_port
         if port is None or plan.action not in ("created", "replaced", "started"):
             return before
+        ports = {port, port + 1} if plan.service.beside else {port}
+        if plan.action == "started" and plan.own is not None:
+            ports = {plan.own.port or port}
         holders = []
         for container in self._containers.values():
             if (
-                container.port != port
+                container.port not in ports
                 or _base(container.name) != container.name
                 or container.name == plan.service.name
             ):
@@ -398,8 +650,8 @@ class Releaser:
 
     # -- doing
 
-    def _apply(self, plan: _Plan, wanted: set[str], ours: set[str]) -> Outcome:
-        if plan.action == "none":
+    def _apply(self, plan: _Plan, wanted: set[str], ours: set[str], hold: bool) -> Outcome:
+        if plan.action == "none" or self._how(plan.service.name + NEXT) is not None:
             return self._outcome(plan)
         self._log(f"{plan.service.name}: {plan.action}, release {plan.release}")
         # What an interrupted run left may hold the port.
@@ -407,7 +659,7 @@ class Releaser:
         if plan.action == "started" and plan.own is not None:
             return self._outcome(plan, self._start_again(plan, plan.own, ours))
         if plan.action in ("created", "replaced"):
-            return self._outcome(plan, self._release(plan, wanted, ours))
+            return self._outcome(plan, self._release(plan, wanted, ours, hold))
         return self._outcome(plan)
 
     def _end_rollback(self, service: Service) -> None:
@@ -441,7 +693,7 @@ class Releaser:
                     # Its count of restarts starts at none again.
                     self._engine.stop(name, plan.service.stop_seconds)
                 self._engine.start(name)
-            self._wait(name, plan.service)
+            self._wait(name, plan.service, own.port)
         except GroundcrewError as error:
             tail = self._tail(name)
             said = "Nothing was removed."
@@ -455,28 +707,36 @@ class Releaser:
             ) from error
         return self._since(begun)
 
-    def _release(self, plan: _Plan, wanted: set[str], ours: set[str]) -> int:
+    def _release(self, plan: _Plan, wanted: set[str], ours: set[str], hold: bool) -> int:
         service = plan.service
         trial = service.name + NEXT
         # Only now: a service before this one in the list may have given up its port or taken
         # another.
         before = self._before(plan, ours)
+        held = {c.port for c in before if c.state == "running"}
+        slot, beside, port = 0, False, service.listening_port
+        if port is not None and service.beside:
+            free = [number for number in (0, 1) if port + number not in held]
+            slot, beside = (free[0], True) if free else (0, False)
+            port += slot
+        # Another that is wanted too goes on: its own release moves it.
+        serving = [c for c in before if c.name == service.name or c.name not in wanted]
         try:
             # Everything that can fail without taking the port is done while the old container
             # serves.
-            if not any(c.state == "running" and c.port == service.listening_port for c in before):
-                self._wait_for_port(service)
+            if port not in held:
+                self._wait_for_port(port)
             for part in service.parts:
-                if not self._engine.has_image(part.image):
-                    self._engine.pull(part.image)
-            self._create(plan, trial)
-            for container in before:
-                self._containers[container.name] = container._replace(state="exited")
-                self._engine.stop(container.name, service.stop_seconds)
-            self._wait_for_port(service)
+                self._pull(part)
+            self._create(plan, trial, slot)
+            if not beside:
+                for container in before:
+                    self._containers[container.name] = container._replace(state="exited")
+                    self._engine.stop(container.name, service.stop_seconds)
+                self._wait_for_port(port)
             begun = self._host.monotonic()
             self._engine.start(trial)
-            self._wait(trial, service)
+            self._wait(trial, service, port)
             ready_ms = self._since(begun)
         except GroundcrewError as error:
             tail = self._tail(trial) if trial in self._containers else ""
@@ -492,15 +752,50 @@ class Releaser:
                 self._discard(trial)
             self._restore(service.name, before)
             raise
+        if hold and beside and any(container.state == "running" for container in serving):
+            self._mark(self._containers[trial], _RELEASE)
+            self._begun.add(trial)
+            return ready_ms
+        for container in serving:
+            self._stop(self._containers[container.name])
         self._promote(service.name, before, wanted)
         return ready_ms
 
-    def _create(self, plan: _Plan, trial: str) -> None:
+    def _pull(self, part: Service) -> None:
+        if self._engine.has_image(part.image):
+            return
+        free = self._engine.free_bytes()
+        if free < _FREE_BYTES:
+            raise GroundcrewError(
+                f"{free / 2**30:.1f} GiB are free where the engine keeps its images, and "
+                f"{part.image} is not pulled into less than {_FREE_BYTES / 2**30:.0f}. Make room "
+                f"(docker system df says what takes it) or give the host a larger disk."
+            )
+        self._engine.pull(part.image)
+
+    def _stop(self, container: Container) -> None:
+        if container.state == "running":
+            self._engine.stop(container.name, self._seconds(container, "stop_seconds"))
+            self._containers[container.name] = container._replace(state="exited")
+
+    def _withdraw(self, container: Container) -> None:
+        """Remove what was handed over; a rollback's goes back to where it was, if that is free."""
+        present = next(iter(self._line(container)), None)
+        kept = self._how(container.name) == _KEPT
+        if kept and present is not None and present.name + PREVIOUS not in self._containers:
+            self._stop(container)
+            self._mark(container, None)
+            self._rename(container.name, present.name + PREVIOUS)
+        else:
+            self._discard(container.name)
+
+    def _create(self, plan: _Plan, trial: str, slot: int) -> None:
         files, backend_files = self._write(plan)
-        common = {
+        common: dict[str, Any] = {
             "release": plan.release,
             "family": self._family,
             "bind_address": self._address,
+            "slot": slot,
         }
         self._engine.create(
             trial,
@@ -513,7 +808,8 @@ class Releaser:
             service=plan.service.name,
             release=plan.release,
             family=self._family,
-            port=plan.service.listening_port,
+            port=next(iter(plan.service.ports_of(slot)), None),
+            ports=plan.service.ports_of(slot),
         )
 
     def _promote(self, name: str, before: Sequence[Container], wanted: set[str]) -> None:
@@ -548,7 +844,7 @@ class Releaser:
                 self._engine.start(container.name)
                 stored = self._stored(container).get("map")
                 if stored:
-                    self._wait(container.name, parse_service(stored))
+                    self._wait(container.name, parse_service(stored), container.port)
                 self._containers[container.name] = container._replace(state="running")
                 said.append(f"{what} was started again and serves.")
             except GroundcrewError as error:
@@ -557,9 +853,8 @@ class Releaser:
 
     def _remove_service(self, name: str) -> None:
         own = self._containers.get(name)
-        if own is not None and own.service and own.state == "running":
-            seconds = self._stored(own).get("map", {}).get("stop_seconds", DEFAULTS["stop_seconds"])
-            self._engine.stop(name, int(seconds))
+        if own is not None and own.service:
+            self._stop(own)
         for suffix in (NEXT, "", PREVIOUS):
             self._discard(name + suffix)
 
@@ -579,19 +874,17 @@ class Releaser:
     def _since(self, begun: float) -> int:
         return round((self._host.monotonic() - begun) * 1000)
 
-    def _wait_for_port(self, service: Service) -> None:
-        if service.listening_port is None:
+    def _wait_for_port(self, port: int | None) -> None:
+        if port is None:
             return
         deadline = self._host.monotonic() + _PORT_FREE_SECONDS
         # Asked even with network: host, where a foreign listener's answer could be taken for ours.
-        while (reason := self._host.taken(self._address, service.listening_port)) is not None:
+        while (reason := self._host.taken(self._address, port)) is not None:
             if self._host.monotonic() >= deadline:
-                raise GroundcrewError(
-                    f"{self._address}:{service.listening_port} cannot be listened on: {reason}."
-                )
+                raise GroundcrewError(f"{self._address}:{port} cannot be listened on: {reason}.")
             self._host.sleep(0.2)
 
-    def _wait(self, name: str, service: Service) -> None:
+    def _wait(self, name: str, service: Service, port: int | None) -> None:
         """Return once the container is ready. Raises GroundcrewError when it stops, restarts or
         takes too long.
         """
@@ -612,12 +905,12 @@ class Releaser:
                     f"it was not ready within {service.ready_timeout_seconds} s. Last readiness "
                     f"answer: {answer}."
                 )
-            if ready or service.ready.path is None:
+            if ready or service.ready.path is None or port is None:
                 ready = True
                 pause = max(0.0, min(_LONGEST_PAUSE, begun + service.ready.running_seconds - now))
             else:
                 timeout = max(0.1, min(_PROBE_SECONDS, deadline - now))
-                ready, answer = self._host.probe(service, self._address, timeout)
+                ready, answer = self._host.probe(service, self._address, port, timeout)
                 if ready:
                     # Ask the engine once more: the answer counts only if it came from a container
                     # that still runs.
@@ -692,9 +985,15 @@ class Releaser:
             kept = {
                 (container.service, container.release) for container in self._containers.values()
             }
+            images: set[str] = set()
+            kept_images: set[str] = set()
             for directory in self._state.glob("*/*"):
-                if (directory.parent.name, directory.name) not in kept:
+                known = (directory.parent.name, directory.name) in kept
+                (kept_images if known else images).update(_images_of(directory))
+                if not known:
                     shutil.rmtree(directory, ignore_errors=True)
+            for image in sorted(images - kept_images):
+                self._engine.remove_image(image)
             for directory in self._state.glob("*/"):
                 with contextlib.suppress(OSError):
                     directory.rmdir()
@@ -764,6 +1063,16 @@ def _base(name: str) -> str:
         if name.endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def _images_of(directory: Path) -> set[str]:
+    """The images of the release that is recorded in a directory."""
+    try:
+        stored = json.loads((directory / "release.json").read_text(encoding="utf-8"))["map"]
+        parts = (stored, stored.get("backend") or {})
+        return {str(part["image"]) for part in parts if "image" in part}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _fault(state: ContainerState) -> str | None:

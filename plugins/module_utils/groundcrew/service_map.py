@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "host_port": None,
     "extra_ports": {},
     "network": "bridge",
+    "strategy": None,
     "ready": {},
     "ready_timeout_seconds": 60,
     "resources": {},
@@ -111,7 +112,10 @@ class Service:
 
     backend: a second container, which only this one reaches, on a network of their own; it is made,
     started, stopped and removed with this one. extra_ports: port on the host -> port in the
-    container, besides the main one.
+    container, besides the main one. strategy: blue_green, where a release starts on the other of two
+    ports (the declared one or the one above) beside what serves; replace, where what serves is
+    stopped first. With blue_green and network: host the release tells the container its port, PORT
+    in its environment.
     """
 
     name: str
@@ -124,6 +128,7 @@ class Service:
     host_port: int | None
     extra_ports: Mapping[int, int]
     network: str
+    strategy: str
     ready: Ready
     ready_timeout_seconds: float
     cpus: float | None
@@ -149,14 +154,24 @@ class Service:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Every port that is taken on the host."""
+        """Every port that it may take on the host."""
+        return self.ports_of(0) + (self.ports_of(1) if self.beside else ())
+
+    def ports_of(self, slot: int) -> tuple[int, ...]:
+        """The ports that it takes on the host in slot 0 or 1, the main one first."""
         own = [] if self.listening_port is None else [self.listening_port]
-        return (*own, *(port for part in self.parts for port in part.extra_ports))
+        extra = [port for part in self.parts for port in part.extra_ports]
+        return tuple(port + slot for port in (*own, *extra))
 
     @property
     def listening_port(self) -> int | None:
-        """The port this service takes on the host, None when it takes none."""
+        """The port this service takes on the host, in its first slot; None when it takes none."""
         return self.port if self.network == "host" else self.host_port
+
+    @property
+    def beside(self) -> bool:
+        """Whether a release of it starts beside the one that serves."""
+        return self.strategy == "blue_green"
 
     @property
     def uid_gid(self) -> tuple[int, int]:
@@ -226,6 +241,18 @@ def parse_service(raw: Any) -> Service:
 
     resources = check.mapping("resources", value["resources"])
     refuse_unknown(resources, RESOURCE_KEYS, f"{check.where}: resources")
+    # Two of one that takes a whole GPU do not fit, and one on the host's network may not follow PORT.
+    alone = check.gpus(resources.get("gpus")) is not None or network == "host" or host_port is None
+    strategy = check.text("strategy", value["strategy"] or ("replace" if alone else "blue_green"))
+    if strategy not in ("blue_green", "replace"):
+        raise check.error("strategy", strategy, "'blue_green' or 'replace'")
+    own_port = port if network == "host" else host_port
+    if strategy == "blue_green" and (own_port is None or own_port % 2):
+        raise check.error(
+            "strategy",
+            strategy,
+            f"'replace', or an even port on the host (it is {own_port}); the odd one above is the second slot",
+        )
     service = Service(
         name=name,
         image=image,
@@ -239,6 +266,7 @@ def parse_service(raw: Any) -> Service:
         host_port=host_port,
         extra_ports=check.extra_ports(value["extra_ports"], network),
         network=network,
+        strategy=strategy,
         ready=check.ready(value["ready"]),
         ready_timeout_seconds=check.seconds(
             "ready_timeout_seconds", value["ready_timeout_seconds"]
@@ -313,7 +341,8 @@ def fingerprint(
     """
     parts: dict[str, Any] = {"bind_address": bind_address}
     for key, value in _plain(service).items():
-        if key == "absent" or value == DEFAULTS[key]:
+        # How a release takes over is not what it is.
+        if key in ("absent", "strategy") or value == DEFAULTS[key]:
             continue
         if isinstance(value, dict):
             parts.update({f"{key}.{subkey}": item for subkey, item in value.items()})
@@ -379,6 +408,7 @@ def _plain(service: Service) -> dict[str, Any]:
         "host_port": service.host_port,
         "extra_ports": {str(port): inner for port, inner in service.extra_ports.items()},
         "network": service.network,
+        "strategy": service.strategy,
         "ready": ready,
         "ready_timeout_seconds": service.ready_timeout_seconds,
         "resources": {key: value for key, value in limits.items() if value is not None},

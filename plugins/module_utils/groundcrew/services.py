@@ -26,6 +26,7 @@ MODEL_KEYS = (
     "backend",
     "ready_timeout_seconds",
     "drain_seconds",
+    "strategy",
 )
 # What a model may say of the server behind its front; a framework's variables say the same things.
 BACKEND_KEYS = (
@@ -46,6 +47,7 @@ SERVICE_KEYS = (
     "image",
     "fleet",
     "port",
+    "strategy",
     "model",
     "batch_job",
     "env",
@@ -117,6 +119,8 @@ def expand_services(services: Any, file: str = "services.yml") -> list[dict[str,
                 f"application_digits."
             )
         port = fault.port("port", given.get("port"))
+        if port % 2:
+            raise fault(f"port is {port}; it has to be even, the odd one above is the second slot.")
         expanded.append({"fleet": "application", **given, "name": name, "port": port})
     return expanded
 
@@ -206,7 +210,7 @@ def prediction_service(
     for key in ("command", "config", "tmpfs"):
         if behind is None and framework.get(key):
             service[key] = framework[key]
-    for key in ("ready_timeout_seconds", "drain_seconds"):
+    for key in ("ready_timeout_seconds", "drain_seconds", "strategy"):
         value = variant.get(key, framework.get(key))
         if value is not None:
             service[key] = value
@@ -257,7 +261,6 @@ def application_service(
     name = str(service["name"])
     env: dict[str, Any] = {
         "HOST": settings["address"],
-        "PORT": str(service["port"]),
         "PREDICTION_URL": settings["prediction_url"],
         "API_KEY_FILE": API_KEY_FILE,
         "STORE_BUCKET": settings["store_bucket"],
@@ -269,6 +272,8 @@ def application_service(
         "image": _image(str(service["image"]), images, f"service {name}", placeholders),
         # An instance profile answers at the first hop only, so a bridge would cut it off.
         "network": "host",
+        # PORT tells it which of its two ports it has.
+        "strategy": service.get("strategy", "blue_green"),
         "port": service["port"],
         "ready": service.get("ready", {"path": "/healthz"}),
         "secrets": {API_KEY_FILE: settings["api_key"]},

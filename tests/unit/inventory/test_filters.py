@@ -69,11 +69,25 @@ def test_variants_of_a_model_share_one_backend(filters: Any) -> None:
     servers = models[0]["servers"]
     keys = ("name", "address", "port", "version", "weight", "grpc_port")
     assert [tuple(server.get(key) for key in keys) for server in servers] == [
-        ("test-1-1", "10.0.0.1", 18080, "1", 90, None),
-        ("test-2-1", "10.0.0.2", 18080, "1", 90, None),
-        ("test-1-2", "10.0.0.1", 18090, "2", 10, 28090),
-        ("test-2-2", "10.0.0.2", 18090, "2", 10, 28090),
+        ("test-1-1.a", "10.0.0.1", 18080, "1", 90, None),
+        ("test-1-1.b", "10.0.0.1", 18081, "1", 90, None),
+        ("test-2-1.a", "10.0.0.2", 18080, "1", 90, None),
+        ("test-2-1.b", "10.0.0.2", 18081, "1", 90, None),
+        ("test-1-2.a", "10.0.0.1", 18090, "2", 10, 28090),
+        ("test-1-2.b", "10.0.0.1", 18091, "2", 10, 28091),
+        ("test-2-2.a", "10.0.0.2", 18090, "2", 10, 28090),
+        ("test-2-2.b", "10.0.0.2", 18091, "2", 10, 28091),
     ]
+    # A release enables one of them; until then nothing is sent to either.
+    assert all(server["disabled"] for server in servers)
+
+
+def test_hosts_of_services_and_what_serves_there(filters: Any) -> None:
+    groups = {**GROUPS, "test_web": ["test-2"]}
+    hosts = filters["service_hosts"]([ONE], {"page": {"fleet": "web"}}, "test", groups)
+    assert hosts == ["test-1", "test-2"]
+    results = [{"item": "test-1", "serving": [18081]}, {"item": "test-2", "unreachable": True}]
+    assert filters["serving_ports"](results, HOSTVARS) == {"10.0.0.1": [18081]}
 
 
 def test_versions_are_text(filters: Any) -> None:
@@ -94,7 +108,9 @@ def test_manifests_by_model_and_version(filters: Any) -> None:
 
 def test_golden_cases_are_asked_on_each_host(filters: Any) -> None:
     (check,) = filters["golden_checks"]([ONE], "test-1", "10.0.0.1")
-    assert check["url"] == "http://10.0.0.1:18080/v1/models/digits:predict"
+    assert check["urls"] == [
+        f"http://10.0.0.1:{port}/v1/models/digits:predict" for port in (18080, 18081)
+    ]
     assert check["golden_file"] == "/srv/models/digits/1/golden.json"
 
 
@@ -104,7 +120,9 @@ def test_golden_cases_through_the_gateway_need_one_variant(filters: Any) -> None
         [ONE, TWO, other], "https://localhost:1", "bucket", "ca.crt", "key"
     )
     # Which of two variants answers is chance, unless a version is asked for.
-    assert [check["url"].removeprefix("https://localhost:1/v1/models/") for check in checks] == [
+    assert [
+        check["urls"][0].removeprefix("https://localhost:1/v1/models/") for check in checks
+    ] == [
         "digits/versions/1:predict",
         "digits/versions/2:predict",
         "other:predict",
@@ -135,9 +153,12 @@ def test_targets_of_every_kind(filters: Any) -> None:
         ("node", ["10.0.0.1:9100"]),
         ("node", ["10.0.0.2:9100"]),
         ("gateway", ["10.0.0.1:8404"]),
-        ("prediction", ["10.0.0.1:18080", "10.0.0.2:18080"]),
-        ("application", ["10.0.0.2:8000"]),
+        ("prediction", ["10.0.0.1:18080", "10.0.0.1:18081"]),
+        ("prediction", ["10.0.0.2:18080", "10.0.0.2:18081"]),
+        ("application", ["10.0.0.2:8000", "10.0.0.2:8001"]),
     ]
+    # Both slots have the labels that an alert is by.
+    assert targets[3]["labels"] == {"service": "digits-1", "host": "test-1"}
     alone = filters["scrape_targets"]([], {}, "test", {"test": ["test-1"]}, HOSTVARS)
     assert [t["job"] for t in alone] == ["node"]
 

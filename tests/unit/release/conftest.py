@@ -31,7 +31,7 @@ class World:
         check = options.pop("check", False)
         remove = options.pop("remove", [])
         releaser = self.releaser(**{"family": "prediction", **options})
-        return releaser.run(parse_services(list(services)), remove, check=check)
+        return releaser.run(parse_services(list(services)), remove, check=check).outcomes
 
     def releaser(self, **options: Any) -> Releaser:
         return Releaser(
@@ -44,7 +44,7 @@ class World:
 
     def rollback(self, name: str, check: bool = False) -> Outcome:
         self.engine.revive()
-        return self.releaser().rollback(name, check=check)
+        return self.releaser().rollback(name, check=check).outcomes[0]
 
     def status(self) -> dict[str, str]:
         return {name: box.status for name, box in sorted(self.engine.boxes.items())}

@@ -19,6 +19,10 @@ class Killed(BaseException):
     """kill -9: nothing that the process would have done after it happens."""
 
 
+def _port(box: Box) -> int | None:
+    return int(port) if (port := box.labels.get("groundcrew.ports")) else None
+
+
 @dataclass
 class Box:
     """One container of the fake."""
@@ -38,6 +42,7 @@ class FakeEngine:
         self.images = {DIGEST}
         self.kill_at: int | None = None
         self.dead = False
+        self.free = 100 * 2**30
 
     def _call(self, what: str) -> None:
         if self.dead:
@@ -64,7 +69,8 @@ class FakeEngine:
                 box.labels.get("groundcrew.service", ""),
                 box.labels.get("groundcrew.release", ""),
                 box.labels.get("groundcrew.family", ""),
-                int(port) if (port := box.labels.get("groundcrew.port")) else None,
+                _port(box),
+                () if _port(box) is None else (_port(box),),
             )
             for name, box in self.boxes.items()
         ]
@@ -75,7 +81,17 @@ class FakeEngine:
 
     def pull(self, image: str) -> None:
         self._call(f"pull {image}")
+        if image == DIGEST:
+            self.images.add(image)
+            return
         raise GroundcrewError("docker pull failed: manifest unknown")
+
+    def remove_image(self, image: str) -> None:
+        self._call(f"remove_image {image}")
+        self.images.discard(image)
+
+    def free_bytes(self) -> int:
+        return self.free
 
     def prune(self) -> None:
         self._call("prune")
@@ -99,10 +115,10 @@ class FakeEngine:
     def start(self, name: str) -> None:
         self._call(f"start {name}")
         box = self._box(name)
-        port = box.labels.get("groundcrew.port")
+        port = box.labels.get("groundcrew.ports")
         for other_name, other in self.boxes.items():
             holds = other is not box and other.status == "running"
-            if holds and port is not None and other.labels.get("groundcrew.port") == port:
+            if holds and port is not None and other.labels.get("groundcrew.ports") == port:
                 raise GroundcrewError(f"port {port} is already allocated by {other_name}")
         box.status = "exited" if box.behaviour == "exits" else "running"
         box.restarts = 1 if box.behaviour == "restarts" else 0
@@ -151,14 +167,12 @@ class FakeHost:
             if mount.source.startswith("/missing"):
                 raise GroundcrewError(f"service {service.name}: {mount.source} does not exist")
 
-    def probe(self, service: Service, address: str, timeout: float) -> tuple[bool, str]:
+    def probe(self, service: Service, address: str, port: int, timeout: float) -> tuple[bool, str]:
         if self._engine.dead:
             raise Killed
         self.now += 0.01
         for box in self._engine.boxes.values():
-            if box.status == "running" and box.labels.get("groundcrew.port") == str(
-                service.listening_port
-            ):
+            if box.status == "running" and box.labels.get("groundcrew.ports") == str(port):
                 if box.behaviour == "silent":
                     self.now += timeout
                     return False, "timed out"
@@ -167,7 +181,7 @@ class FakeHost:
 
     def taken(self, address: str, port: int) -> str | None:
         held = any(
-            box.status == "running" and box.labels.get("groundcrew.port") == str(port)
+            box.status == "running" and box.labels.get("groundcrew.ports") == str(port)
             for box in self._engine.boxes.values()
         )
         return "Address already in use" if held or port in self.foreign_ports else None

@@ -54,11 +54,11 @@ def _service(port: int, **ready: Any) -> Service:
 
 def test_probe_by_path(port: int) -> None:
     host = LinuxHost()
-    assert host.probe(_service(port, path="/healthz"), "127.0.0.1", 5) == (
+    assert host.probe(_service(port, path="/healthz"), "127.0.0.1", port, 5) == (
         True,
         f"http://127.0.0.1:{port}/healthz answered 200",
     )
-    ok, answer = host.probe(_service(port, path="/other"), "127.0.0.1", 5)
+    ok, answer = host.probe(_service(port, path="/other"), "127.0.0.1", port, 5)
     assert (ok, answer) == (False, f"http://127.0.0.1:{port}/other answered 503: loading")
 
 
@@ -69,7 +69,7 @@ def test_probe_by_golden_prediction(port: int, tmp_path: Path, expected: float, 
     golden.write_text(json.dumps({"cases": [case], "tolerance": 1e-6}))
     service = _service(port, path="/v1/models/m:predict", golden=str(golden))
     LinuxHost().check_files(service)
-    assert LinuxHost().probe(service, "127.0.0.1", 5)[0] is ok
+    assert LinuxHost().probe(service, "127.0.0.1", port, 5)[0] is ok
     golden.unlink()
     with pytest.raises(GroundcrewError, match="golden.json"):
         LinuxHost().check_files(service)
@@ -87,10 +87,10 @@ def test_probe_of_nothing_and_of_something_that_is_not_http() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        ok, said = LinuxHost().probe(_service(port, path="/"), "127.0.0.1", 5)
+        ok, said = LinuxHost().probe(_service(port, path="/"), "127.0.0.1", port, 5)
         thread.join(10)
         assert not ok and "did not answer" in said
-    ok, said = LinuxHost().probe(_service(port, path="/"), "127.0.0.1", 5)
+    ok, said = LinuxHost().probe(_service(port, path="/"), "127.0.0.1", port, 5)
     assert not ok and "refused" in said
 
 
@@ -122,15 +122,17 @@ def test_docker_listing_state_and_logs(tmp_path: Path) -> None:
     engine = _docker(
         tmp_path,
         """case $1 in
-        ps) printf 'digits-1\\trunning\\tdigits-1\\tabc\\tprediction\\t18080\\t\\t\\n'
-            printf 'x1\\texited\\t\\t\\t\\t\\t\\t\\n';;
+        ps) printf 'digits-1\\trunning\\tdigits-1\\tabc\\tprediction\\t18080\\t\\t\\t\\n'
+            printf 'old-1\\trunning\\told-1\\tabc\\tprediction\\t\\t\\t\\t18082\\n'
+            printf 'x1\\texited\\t\\t\\t\\t\\t\\t\\t\\n';;
         inspect) printf '{"Status":"exited","ExitCode":137,"OOMKilled":true}\\t2\\n';;
         logs) echo out; echo err >&2;;
         esac""",
     )
-    ours, other = engine.containers()
-    assert ours == ("digits-1", "running", "digits-1", "abc", "prediction", 18080)
-    assert other == ("x1", "exited", "", "", "", None)
+    ours, older, other = engine.containers()
+    assert older.ports == (18082,)
+    assert ours == ("digits-1", "running", "digits-1", "abc", "prediction", 18080, (18080,))
+    assert other == ("x1", "exited", "", "", "", None, ())
     assert engine.state("x") == ("exited", 137, 2, True, "")
     assert engine.logs("x", 40) == "out\nerr"
 
@@ -165,7 +167,7 @@ def labels(arguments):
     return dict(a[8:].split("=", 1) for a in arguments if a.startswith("--label="))
 if command == "ps":
     for name, box in boxes.items():
-        keys = ("service", "release", "family", "port", "backend", "part")
+        keys = ("service", "release", "family", "ports", "backend", "part", "port")
         told = labels(box["arguments"])
         print(name, box["state"], *(told.get("groundcrew." + key, "") for key in keys), sep=chr(9))
 elif command == "network":
@@ -256,7 +258,15 @@ def test_a_backend_goes_where_its_service_goes(docker: FakeDocker) -> None:
     engine.rename("digits_tf-1-next", "digits_tf-1")
     assert engine.state("digits_tf-1").status == "running"
     (listed,) = docker.engine().containers()
-    assert listed == ("digits_tf-1", "running", "digits_tf-1", "abc", "prediction", 18080)
+    assert listed == (
+        "digits_tf-1",
+        "running",
+        "digits_tf-1",
+        "abc",
+        "prediction",
+        18080,
+        (18080, 28080),
+    )
     later = docker.engine()
     later.stop("digits_tf-1", 3)
     assert [c for c in docker.calls if c.startswith(("start", "stop"))] == [

@@ -213,7 +213,7 @@ def test_create_arguments() -> None:
         "--mount=type=bind,source=/w,target=/w",
         "--mount=type=bind,source=/s/key,target=/run/key,readonly",
         "--label=groundcrew.release=abc",
-        "--label=groundcrew.port=18080",
+        "--label=groundcrew.ports=18080",
     ):
         assert expected in arguments
     assert "hush" not in " ".join(arguments)
@@ -222,7 +222,7 @@ def test_create_arguments() -> None:
 def test_network_host_publishes_nothing() -> None:
     service = parse_service({"name": "web", "image": DIGEST, "network": "host", "port": 8000})
     arguments = create_arguments(service, release="a", family="", bind_address="10.0.0.1", files={})
-    assert "--network=host" in arguments and "--label=groundcrew.port=8000" in arguments
+    assert "--network=host" in arguments and "--label=groundcrew.ports=8000" in arguments
     assert not [
         argument
         for argument in arguments
@@ -235,7 +235,8 @@ def test_a_backend_is_part_of_the_release_and_its_ports_are_the_hosts() -> None:
     plain, behind = the_id(), the_id(backend=backend)
     assert plain != behind != the_id(backend={**backend, "env": {"A": "b"}})
     service = parse_service({**PLAIN, "backend": {**backend, "config": {"/x": "secret words"}}})
-    assert service.ports == (18080, 28080)
+    assert service.ports_of(0) == (18080, 28080)
+    assert service.ports == (18080, 28080, 18081, 28081)
     assert "secret words" not in json.dumps(public_map(service))
     assert parse_service(public_map(service)).backend is not None
     with pytest.raises(GroundcrewError, match="port 28080 on the host is already digits-1's"):

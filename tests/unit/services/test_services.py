@@ -280,7 +280,6 @@ def test_an_application_shares_the_hosts_network_and_has_its_key_as_a_file() -> 
     assert (parsed.network, parsed.port, parsed.ready.path) == ("host", 8000, "/healthz")
     assert parsed.env == {
         "HOST": "10.0.0.5",
-        "PORT": "8000",
         "PREDICTION_URL": "https://10.0.0.1",
         "PREDICTION_CA_FILE": "/etc/groundcrew/prediction-ca.pem",
         "API_KEY_FILE": "/run/secrets/api_key",

@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""Drills: faults on purpose, under a steady load through the gateway; each writes build/drills/<name>.json.
+
+Usage: run.py [--environment local] [--model digits] [--rate 200] [--short] [DRILL ...]      no drill: all of them
+
+They change nothing that the last step of each does not bring back: playbooks/deploy_prediction.yml with what the inventory says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from load import Load, Sample, body_of, figures
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = "playbooks/deploy_prediction.yml"
+NO_SUCH_IMAGE = "no.such.image/at-all@sha256:" + "0" * 64
+
+
+@dataclass
+class Drill:
+    """What a drill is given: an environment under load."""
+
+    environment: str
+    model: str
+    rate: float
+    short: bool
+
+    def __post_init__(self) -> None:
+        self.build = ROOT / "build" / self.environment
+        self.access = json.loads((self.build / "access.json").read_text())
+        # The tests' environment is no file, but one that ships under other names.
+        test = [
+            f"--inventory={ROOT}/inventories/shared",
+            f"--inventory={ROOT}/molecule/shared/test_inventory.py",
+        ]
+        self._inventory = test if self.environment == "test" else []
+        self._environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "GROUNDCREW_ROOT": str(ROOT),
+        }
+        self.checks: list[dict[str, Any]] = []
+        self.figures: dict[str, Any] = {}
+        some_host = min(self.access["hosts"])
+        said = self._ansible("ansible-inventory", "--host", some_host).stdout
+        self.models = json.loads(said)["models"]
+
+    def load(self) -> Load:
+        request = json.loads((self.build / "request.json").read_text())
+        return Load(
+            url=f"{self.access['gateway_url']}/v1/models/{self.model}:predict",
+            headers={"X-Api-Key": self.access["api_key"], "Content-Type": "application/json"},
+            body=body_of(request),
+            ca_file=self.access["ca_file"],
+            rate=self.rate,
+        ).start()
+
+    def check(self, name: str, ok: bool, detail: Any) -> None:
+        self.checks.append({"name": name, "ok": bool(ok), "detail": str(detail)})
+
+    def changed_models(self, **keys: Any) -> str:
+        """Arguments that make the model's next release differ from the last."""
+        models = {**self.models, self.model: {**self.models[self.model], **keys}}
+        return json.dumps({"models": models})
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [
+            str(ROOT / ".venv/bin/ansible-playbook"),
+            *self._inventory,
+            PLAYBOOK,
+            "-l",
+            self.environment,
+            *arguments,
+        ]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self._environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def release(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=900)
+        return process.returncode, output
+
+    def restore(self) -> None:
+        """As the inventory says."""
+        status, output = self.release()
+        self.check(
+            "the inventory's own release is deployed again",
+            status == 0,
+            output[-2000:] if status else "yes",
+        )
+
+    def on(self, host: str, command: str) -> str:
+        """A shell command on a host, as root."""
+        done = self._ansible(
+            "ansible", host, "--become", "--module-name=ansible.builtin.shell", f"--args={command}"
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{host}: {command}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def hosts(self, fleet: str) -> list[str]:
+        return sorted(
+            name for name in self.access["hosts"] if name.startswith(f"{self.environment}-{fleet}-")
+        ) or sorted(self.access["hosts"])
+
+    def _ansible(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / ".venv/bin" / program), *self._inventory, *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False
+        )
+
+    def none_failed(self, samples: list[Sample]) -> None:
+        found = figures(samples)
+        self.check("no request failed", found["failed"] == 0, found)
+
+
+def settle(seconds: float) -> None:
+    """A steady load, for what is compared with."""
+    time.sleep(seconds)
+
+
+def releases(drill: Drill) -> None:
+    """Releases in a row: no request fails, and latency stays what it was."""
+    load = drill.load()
+    settle(5 if drill.short else 20)
+    before = load.now()
+    for number in range(1 if drill.short else 3):
+        status, output = drill.release(
+            "-e", drill.changed_models(env={"DRILL": f"{time.time():.0f}-{number}"})
+        )
+        drill.check(
+            f"release {number + 1} ends well", status == 0, output[-2000:] if status else "yes"
+        )
+        drill.check(
+            f"release {number + 1} took over",
+            "handover | Stop what it replaces" in output,
+            output[-2000:],
+        )
+    samples = load.stop()
+    drill.figures = {
+        "before": figures([s for s in samples if s.at < before]),
+        "during": figures([s for s in samples if s.at >= before]),
+    }
+    drill.none_failed(samples)
+
+
+def bad_releases(drill: Drill) -> None:
+    """An image that does not exist, one that never is ready, one that dies: refused, and nobody notices."""
+    load = drill.load()
+    wishes = {
+        "no such image": {"image": NO_SUCH_IMAGE},
+        "never ready": {"env": {"MODEL_DIRECTORY": "/nowhere"}, "ready_timeout_seconds": 10},
+        "dies": {"resources": {"memory": "24m"}, "ready_timeout_seconds": 20},
+    }
+    for name, wish in list(wishes.items())[: 1 if drill.short else None]:
+        status, output = drill.release("-e", drill.changed_models(**wish))
+        drill.check(f"{name}: the run fails", status != 0, f"exit status {status}")
+        drill.check(f"{name}: says what serves", "serves on" in output, output[-1500:])
+    samples = load.stop()
+    drill.figures = figures(samples)
+    drill.none_failed(samples)
+
+
+def interrupted(drill: Drill) -> None:
+    """kill -9 of the whole run at random moments, then the same command again: it converges, and nobody notices."""
+    chance = random.Random(20261126)
+    load = drill.load()
+    for number in range(1 if drill.short else 10):
+        wish = ("-e", drill.changed_models(env={"DRILL": f"{time.time():.0f}-{number}"}))
+        moment = chance.uniform(3, 30)
+        process = drill.start(*wish)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=moment)
+        if process.poll() is None:
+            parent = psutil.Process(process.pid)
+            for each in [parent, *parent.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+            process.communicate()
+        status, output = drill.release(*wish)
+        drill.check(
+            f"killed after {moment:.1f} s, then again",
+            status == 0,
+            output[-2000:] if status else "yes",
+        )
+    samples = load.stop()
+    drill.figures = figures(samples)
+    drill.none_failed(samples)
+
+
+def container_dies(drill: Drill) -> None:
+    """The process of one prediction container is killed: only what was inside it may fail."""
+    (host, *_) = drill.hosts("prediction")
+    load = drill.load()
+    settle(5)
+    killed = load.now()
+    drill.on(
+        host,
+        "docker inspect --format '{{ '{{' }}.State.Pid{{ '}}' }}' $(docker ps --quiet --filter "
+        f"name=^/{drill.model}-[0-9]+$) | xargs kill -9",
+    )
+    settle(10)
+    samples = load.stop()
+    failed = [s for s in samples if s.failed]
+    drill.figures = figures(samples)
+    drill.check("at most what was inside it failed", len(failed) <= load.connections, len(failed))
+    # The command takes its time on the way to the host.
+    late = [s for s in failed if s.at > killed + 8]
+    drill.check("none failed later", not late, len(late))
+
+
+def gateway_reloads(drill: Drill) -> None:
+    """The gateway reads its configuration again and again: no connection is lost."""
+    load = drill.load()
+    settle(3)
+    for host in drill.hosts("gateway"):
+        drill.on(host, "for i in 1 2 3; do systemctl reload haproxy; sleep 2; done")
+    settle(3)
+    samples = load.stop()
+    drill.figures = figures(samples)
+    drill.none_failed(samples)
+
+
+DRILLS: dict[str, Callable[[Drill], None]] = {
+    "releases": releases,
+    "bad_releases": bad_releases,
+    "interrupted": interrupted,
+    "container_dies": container_dies,
+    "gateway_reloads": gateway_reloads,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--environment", default="local")
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--rate", type=float, default=200)
+    parser.add_argument("--short", action="store_true", help="one of each instead of several")
+    parser.add_argument("drills", nargs="*", metavar="DRILL", help=", ".join(DRILLS))
+    wanted = parser.parse_args()
+    unknown = [name for name in wanted.drills if name not in DRILLS]
+    if unknown:
+        parser.error(f"no drill is called '{unknown[0]}'; there are {', '.join(DRILLS)}")
+    reports = ROOT / "build/drills"
+    reports.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in wanted.drills or DRILLS:
+        drill = Drill(wanted.environment, wanted.model, wanted.rate, wanted.short)
+        began = time.monotonic()
+        print(f"drill | {name}: {DRILLS[name].__doc__}", flush=True)
+        DRILLS[name](drill)
+        if name in ("releases", "bad_releases", "interrupted") and not wanted.short:
+            drill.restore()
+        ok = all(check["ok"] for check in drill.checks)
+        report = {"ok": ok, "checks": drill.checks, "figures": drill.figures, "rate": wanted.rate}
+        (reports / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+        for check in drill.checks:
+            if not check["ok"]:
+                print(f"  FAILED {check['name']}: {check['detail']}")
+        said = json.dumps(drill.figures)
+        print(
+            f"  {'ok' if ok else 'FAILED'} in {time.monotonic() - began:.0f} s: {said}", flush=True
+        )
+        failed += [] if ok else [name]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; build/drills/ says more")
+
+
+if __name__ == "__main__":
+    main()
