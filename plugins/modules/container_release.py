@@ -23,10 +23,11 @@ options:
     description:
       - released is all in one.
       - ready starts what changed beside what serves and hands it over; what is not declared any more
-        runs on. settled stops what was replaced. withdrawn says that what was handed over is not to
+        runs on. settled stops what was replaced. replaced is released without the removal of what is
+        not declared any more: for services that were drained before, see C(replacing). withdrawn says that what was handed over is not to
         serve, for the gateways and for a settled after it. query does nothing.
     type: str
-    choices: [released, ready, settled, withdrawn, query]
+    choices: [released, ready, settled, replaced, withdrawn, query]
     default: released
   services:
     description: Service maps. See the README of role container_service for every key.
@@ -137,7 +138,7 @@ services:
 serving: {description: Ports on bind_address to which gateways are to send., returned: success, type: list, elements: int}
 handed_over: {description: Services of which a release waits for the gateways., returned: success, type: list, elements: str}
 again: {description: They are an interrupted run's; settle and call again., returned: success, type: bool}
-replacing: {description: "Services to drain before state released, which stops them first.", returned: success, type: list, elements: str}
+replacing: {description: "Services to drain before state replaced, which stops them first.", returned: success, type: list, elements: str}
 replacing_ports: {description: Their ports., returned: success, type: list, elements: int}
 unwanted: {description: Services that run and are not declared., returned: success, type: list, elements: str}
 drain_seconds: {description: Seconds that open requests of what is replaced may take., returned: success, type: int}
@@ -247,7 +248,8 @@ def _run(
     hold = state == "ready"
     if parameters["rollback"]:
         return releaser.rollback(parameters["rollback"], check=check, hold=hold)
-    return releaser.run(services, parameters["remove"], check=check, hold=hold)
+    keep = state == "replaced"
+    return releaser.run(services, parameters["remove"], check=check, hold=hold, keep=keep)
 
 
 def main() -> None:
@@ -255,7 +257,7 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["released", "ready", "settled", "withdrawn", "query"],
+                "choices": ["released", "ready", "settled", "replaced", "withdrawn", "query"],
                 "default": "released",
             },
             "services": {

@@ -239,11 +239,12 @@ class Releaser:
         *,
         check: bool = False,
         hold: bool = False,
+        keep: bool = False,
     ) -> Report:
         """Make it so; with `check` only say what would be done.
 
         With `hold` gateways stand in front: what serves goes on serving, releases end handed over,
-        and nothing that runs is removed. Stops at the first service that fails, with ReleaseError.
+        and nothing that runs is removed. `keep` is the last of these alone. Stops at the first service that fails, with ReleaseError.
         Raises GroundcrewError before anything is touched when a file is missing or a name belongs
         to a container that is not a release's.
         """
@@ -262,7 +263,7 @@ class Releaser:
         ours = {*wanted, *unwanted}
         for plan in plans:
             self._before(plan, ours)  # refuses another family's port before anything is touched
-        kept = [name for name in unwanted if hold and self._runs(name)]
+        kept = [name for name in unwanted if (hold or keep) and self._runs(name)]
         replacing = [
             plan.service.name
             for plan in plans

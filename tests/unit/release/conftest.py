@@ -30,8 +30,10 @@ class World:
     def resume(self, *services: dict[str, Any], **options: Any) -> list[Outcome]:
         check = options.pop("check", False)
         remove = options.pop("remove", [])
+        keep = options.pop("keep", False)
         releaser = self.releaser(**{"family": "prediction", **options})
-        return releaser.run(parse_services(list(services)), remove, check=check).outcomes
+        services_ = parse_services(list(services))
+        return releaser.run(services_, remove, check=check, keep=keep).outcomes
 
     def releaser(self, **options: Any) -> Releaser:
         return Releaser(

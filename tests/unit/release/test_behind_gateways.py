@@ -200,9 +200,13 @@ def test_one_that_takes_turns_is_drained_first(fleet: Fleet, a_service: Any) -> 
     assert (report.replacing, report.handed_over) == (["digits-1"], [])
     assert report.drain_seconds == 9
     assert "stop digits-1" not in fleet.world.engine.calls
-    fleet.world.deploy(changed)
+    fleet.world.deploy(changed, keep=True)
     assert fleet.world.status() == {"digits-1": "running", "digits-1-previous": "exited"}
     assert fleet.world.releaser(**FAMILY).serving() == [18080]
+    # What is not declared any more runs until the gateways have been configured.
+    fleet.world.deploy(changed, a_service(name="digits_b-1", host_port=18082))
+    fleet.world.deploy(changed, keep=True)
+    assert fleet.world.status()["digits_b-1"] == "running"
 
 
 def test_a_full_disk_is_said_before_anything_is_pulled(fleet: Fleet, a_service: Any) -> None:
