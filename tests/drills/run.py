@@ -222,14 +222,16 @@ def container_dies(drill: Drill) -> None:
     (host, *_) = drill.hosts("prediction")
     load = drill.load()
     settle(5)
-    drill.on(
-        host,
-        "docker inspect --format '{{ '{{' }}.State.Pid{{ '}}' }}' $(docker ps --quiet --filter "
-        f"name=^/{drill.model}-[0-9]+$) | xargs kill -9",
+    inspect = (
+        "docker inspect --format '{{ '{{' }}%s{{ '}}' }}' "
+        f"$(docker ps --quiet --filter name=^/{drill.model}-[0-9]+$)"
     )
+    drill.on(host, inspect % ".State.Pid" + " | xargs kill -9")
     killed = load.now()
     settle(10)
     samples = load.stop()
+    restarts = drill.on(host, inspect % ".RestartCount").split()[-1]
+    drill.check("the engine started it again", int(restarts) >= 1, f"{restarts} times")
     failed = [s for s in samples if s.failed]
     drill.figures = figures(samples)
     drill.check("at most what was inside it failed", len(failed) <= load.connections, len(failed))
