@@ -3,28 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
 import cloud
+from processes import kill_all
 
 SECONDS = 300
 # Paused, the job is still there when the next run comes, as one is that trains for hours.
 PAUSE = "sudo docker pause training-digits"
-
-
-def kill_all(process: psutil.Process) -> None:
-    """SIGKILL for all of them: Ansible's workers have sessions of their own."""
-    for each in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
 
 
 def main() -> None:
@@ -35,7 +26,7 @@ def main() -> None:
             time.sleep(0.5)
             trains = cloud.ssh(PAUSE).returncode == 0
         if deploy.poll() is None:
-            kill_all(psutil.Process(deploy.pid))
+            kill_all(deploy.pid)
             deploy.wait()
         if not trains:
             output.seek(0)

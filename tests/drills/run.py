@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "molecule/shared"))
 from load import Load, Sample, body_of, figures
+from processes import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = "playbooks/deploy_prediction.yml"
@@ -136,7 +136,9 @@ class Drill:
         )
 
     def none_failed(self, samples: list[Sample]) -> None:
+        """Also the drill's figures, where it has none of its own."""
         found = figures(samples)
+        self.figures = self.figures or found
         self.check("no request failed", found["failed"] == 0, found)
 
 
@@ -186,7 +188,6 @@ def bad_releases(drill: Drill) -> None:
         drill.check(f"{name}: the run fails", status != 0, f"exit status {status}")
         drill.check(f"{name}: says what serves", "serves on" in output, output[-1500:])
     samples = load.stop()
-    drill.figures = figures(samples)
     drill.none_failed(samples)
 
 
@@ -201,10 +202,7 @@ def interrupted(drill: Drill) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=moment)
         if process.poll() is None:
-            parent = psutil.Process(process.pid)
-            for each in [parent, *parent.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
+            kill_all(process.pid)
             process.communicate()
         status, output = drill.release(*wish)
         drill.check(
@@ -213,7 +211,6 @@ def interrupted(drill: Drill) -> None:
             output[-2000:] if status else "yes",
         )
     samples = load.stop()
-    drill.figures = figures(samples)
     drill.none_failed(samples)
 
 
@@ -247,7 +244,6 @@ def gateway_reloads(drill: Drill) -> None:
         drill.on(host, "for i in 1 2 3; do systemctl reload haproxy; sleep 2; done")
     settle(3)
     samples = load.stop()
-    drill.figures = figures(samples)
     drill.none_failed(samples)
 
 
