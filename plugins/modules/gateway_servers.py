@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: gateway_servers
 short_description: Tell HAProxy, while it runs, which ports of which hosts to send requests to
 description:
-  - Enables the servers of these ports, waits until HAProxy's own check of them passes, then drains and disables the servers of all
+  - Connects to these ports, enables their servers, waits until HAProxy's own check of them passes, then drains and disables the servers of all
     other ports of the same addresses. Servers at other addresses are not touched.
   - Saves the state of the servers, so that a reload or a restart starts with it.
   - Where the role gateway has not been there is nobody to tell, and nothing is done.
@@ -36,6 +36,7 @@ from ansible.module_utils.groundcrew.gateway import (
     Change,
     Gateway,
     MasterSocket,
+    connects,
     installed,
     saver,
 )
@@ -54,7 +55,11 @@ def main() -> None:
     parameters = module.params
     if not installed(parameters["save_program"]):
         module.exit_json(changed=False, **asdict(Change()))
-    gateway = Gateway(MasterSocket(parameters["master_socket"]), saver(parameters["save_program"]))
+    gateway = Gateway(
+        MasterSocket(parameters["master_socket"]),
+        saver(parameters["save_program"]),
+        connects=connects,
+    )
     try:
         change = gateway.send_to(
             parameters["serving"],

@@ -21,6 +21,7 @@ from pathlib import Path
 from .errors import GroundcrewError
 
 _ANSWER_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
 _PAUSE = 0.1
 
 # Bits of srv_admin_state: maintenance by the runtime API, and drain by it.
@@ -109,6 +110,7 @@ class Gateway:
     """HAProxy on this host.
 
     save: writes the state of the servers where HAProxy reads it at start; raises GroundcrewError.
+    connects: whether this host can connect to an address and a port.
     """
 
     def __init__(
@@ -116,11 +118,13 @@ class Gateway:
         control: MasterSocket,
         save: Callable[[], None],
         *,
+        connects: Callable[[str, int], bool],
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._control = control
         self._save = save
+        self._connects = connects
         self._monotonic, self._sleep = monotonic, sleep
 
     def servers(self) -> list[Server]:
@@ -161,11 +165,15 @@ class Gateway:
         )
         if check or not change.changed:
             return change
-        self._set(enable, "ready")
-        down = self._wait_until_up(enable, up_seconds)
+        # HAProxy shows the result of a slot's last check, which may be from its last release.
+        down = sorted(str(s) for s in enable if not self._connects(s.address, s.port))
+        if not down:
+            self._set(enable, "ready")
+            down = self._wait_until_up(enable, up_seconds)
+            if down:
+                self._set(enable, "maint")
+                self._save()
         if down:
-            self._set(enable, "maint")
-            self._save()
             raise GroundcrewError(
                 f"the gateway's check of {', '.join(down)} does not pass, so nothing is sent there. "
                 f"Does the gateway reach that port (security group, firewall)?"
@@ -257,6 +265,15 @@ def parse_used(text: str) -> dict[str, int]:
         if len(columns) > 6 and "/" in columns[0] and columns[6].isdigit():
             used[columns[0]] = int(columns[6])
     return used
+
+
+def connects(address: str, port: int) -> bool:
+    """Whether this host can connect there."""
+    try:
+        with socket.create_connection((address, port), timeout=_CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def saver(program: str) -> Callable[[], None]:

@@ -29,6 +29,7 @@ class FakeHaproxy:
         self.told: list[str] = []
         self.saved = 0
         self.broken: set[int] = set()
+        self.cut_off: set[int] = set()
         self.now = 0.0
         self.stuck = False
 
@@ -66,7 +67,13 @@ class FakeHaproxy:
                 server[3] = 0
 
     def gateway(self) -> Gateway:
-        return Gateway(self, self.save, monotonic=lambda: self.now, sleep=self.sleep)  # type: ignore[arg-type]
+        return Gateway(
+            self,  # type: ignore[arg-type]
+            self.save,
+            connects=lambda _address, port: port not in self.cut_off,
+            monotonic=lambda: self.now,
+            sleep=self.sleep,
+        )
 
     def enabled(self) -> list[str]:
         return sorted(name for name, server in self.servers.items() if server[2] == 4)
@@ -96,6 +103,14 @@ def test_one_that_is_never_up_changes_nothing() -> None:
         haproxy.gateway().send_to({"10.0.0.1": [18081, 28081]}, drain_seconds=30)
     assert haproxy.enabled() == ["grpc_digits/h1.a", "model_digits/h1.a", "model_digits/h2.a"]
     assert "drain" not in " ".join(haproxy.told)
+
+
+def test_a_check_that_passed_long_ago_is_not_believed() -> None:
+    haproxy = FakeHaproxy()
+    haproxy.cut_off = {18081}
+    with pytest.raises(GroundcrewError, match="check of model_digits/h1.b does not pass"):
+        haproxy.gateway().send_to({"10.0.0.1": [18081, 28081]}, drain_seconds=30)
+    assert haproxy.told == []
 
 
 def test_a_request_that_never_ends_is_cut_and_counted() -> None:
