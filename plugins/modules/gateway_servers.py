@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: gateway_servers
 short_description: Tell HAProxy, while it runs, which ports of which hosts to send requests to
 description:
-  - Connects to these ports, enables their servers, waits until HAProxy's own check of them passes, then drains and disables the servers of all
-    other ports of the same addresses. Servers at other addresses are not touched.
+  - Connects to these ports, enables their servers, waits until HAProxy's own check of them passes, then drains and disables the
+    servers of all other ports of the same addresses. Servers at other addresses are not touched.
   - Saves the state of the servers, so that a reload or a restart starts with it.
   - Where the role gateway has not been there is nobody to tell, and nothing is done.
 options:
