@@ -72,24 +72,26 @@ def main():
         authorization=parameters["authorization"],
         ca_file=parameters["ca_file"],
     )
-    references, missing = {}, []
+
+    def local(name):
+        if not module.check_mode:
+            builder.build(name)
+        return name if builder.present(name) else None
+
+    pushed = bool(parameters["registry_push"])
+    work = local if not pushed else builder.remote_digest if module.check_mode else builder.push
     try:
-        for name in parameters["wanted"]:
-            if not parameters["registry_push"]:
-                if module.check_mode:
-                    missing += [] if builder.present(name) else [name]
-                else:
-                    builder.build(name)
-                references[name] = builder.local(name)
-                continue
-            digest = builder.remote_digest(name) if module.check_mode else builder.push(name)
-            missing += [] if digest else [name]
-            # In check mode an image that is not built yet has no digest; zeros cannot be taken for one.
-            references[name] = (
-                f"{parameters['registry_pull']}/groundcrew/{name}@{digest or 'sha256:' + '0' * 64}"
-            )
+        there = builder.each(parameters["wanted"], work)
     except GroundcrewError as error:
         module.fail_json(msg=str(error), built=builder.built)
+    missing = [name for name, found in there.items() if not found]
+    # In check mode an image that is not built yet has no digest; zeros cannot be taken for one.
+    references = {
+        name: f"{parameters['registry_pull']}/groundcrew/{name}@{digest or 'sha256:' + '0' * 64}"
+        if pushed
+        else builder.local(name)
+        for name, digest in there.items()
+    }
     module.exit_json(
         changed=bool(builder.built or missing), images=references, built=builder.built or missing
     )

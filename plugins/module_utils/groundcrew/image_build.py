@@ -6,12 +6,16 @@ already knows is not built again, by this machine or a colleague's; one request 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +26,7 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json, "
     "application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.index.v1+json"
 )
+_AT_A_TIME = 4
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,36 @@ class Builder:
                 "image_registry_push."
             ) from error
 
+    def each(
+        self, names: Sequence[str], work: Callable[[str], str | None]
+    ) -> dict[str, str | None]:
+        """What ``work`` returns for each name. Several are built at a time: most of a build is waiting for downloads,
+        and compressing layers takes one processor an image. The first error ends it; what runs is finished first.
+        """
+        with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+            try:
+                return dict(zip(names, pool.map(work, names), strict=True))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody else builds the image meanwhile: no other thread, and no other run from this checkout. A deploy starts
+        to build in the background, so a second builder that asks for the same image waits for it, and finds it."""
+        with (self.root / self.images[name].dockerfile).open() as file:
+            # A file system without locks (some network ones) costs double work, not correctness.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def build(self, name: str) -> None:
         """Build the image (and its parents) unless this machine has it."""
+        if not self.present(name):
+            with self._alone(name):
+                self._build(name)
+
+    def _build(self, name: str) -> None:
         if self.present(name):
             return
         image = self.images[name]
@@ -177,7 +210,14 @@ class Builder:
         digest = self.remote_digest(name)
         if digest:
             return digest
-        self.build(name)
+        with self._alone(name):
+            return self._push(name)
+
+    def _push(self, name: str) -> str:
+        digest = self.remote_digest(name)
+        if digest:
+            return digest
+        self._build(name)
         self._docker("tag", self.local(name), self.remote(name))
         done = self._docker("push", "--quiet", self.remote(name))
         if done.returncode != 0:

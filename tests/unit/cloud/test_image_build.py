@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -203,6 +204,37 @@ def test_parents_are_built_first_and_nothing_twice(
     assert builds.built == ["base", "app"]
     command = [call for call in docker.calls if call[0] == "build"][1]
     assert f"PARENT={builds.local('base')}" in command
+
+
+class SlowDocker(Docker):
+    """Builds take a moment, so that two who ask for one image at once meet."""
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        if arguments[0] == "build":
+            time.sleep(0.2)
+        return super().__call__(*arguments)
+
+
+def test_two_runs_at_once_build_an_image_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker = SlowDocker(set())
+    monkeypatch.setattr(Builder, "_docker", staticmethod(docker))
+    runs = [Builder(root, [IMAGE, BASE]) for _ in range(2)]
+    threads = [threading.Thread(target=run.each, args=(["app", "base"], run.build)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [call[0] for call in docker.calls].count("build") == 2
+    assert sorted(runs[0].built + runs[1].built) == ["app", "base"]
+
+
+def test_of_several_images_the_one_that_fails_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Builder, "_docker", staticmethod(Docker(set(), fail="build")))
+    builds = Builder(root, [IMAGE, BASE])
+    with pytest.raises(GroundcrewError, match="'base' does not build"):
+        builds.each(["app", "base"], builds.build)
 
 
 def test_ca_bundle_is_a_secret_of_the_build_and_no_part_of_the_image(
