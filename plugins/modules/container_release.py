@@ -25,9 +25,10 @@ options:
       - ready starts what changed beside what serves and hands it over; what is not declared any more
         runs on. settled stops what was replaced. replaced is released without the removal of what is
         not declared any more: for services that were drained before, see C(replacing). withdrawn says that what was handed over is not to
-        serve, for the gateways and for a settled after it. query does nothing.
+        serve, for the gateways and for a settled after it. query does nothing. pulled fetches C(images) and
+        nothing else, so that a release of many hosts has none of that in its batches.
     type: str
-    choices: [released, ready, settled, replaced, withdrawn, query]
+    choices: [released, ready, settled, replaced, withdrawn, query, pulled]
     default: released
   services:
     description: Service maps. See the README of role container_service for every key.
@@ -70,6 +71,7 @@ options:
           A second container that only this one reaches, at BACKEND_HOST and BACKEND_PORT: image, port, env, env_file, mounts,
           tmpfs, extra_ports, resources, command, user, read_only, cap_add, config, secrets.
       absent: {type: bool, description: Stop and remove the service.}
+  images: {description: "With state pulled: images by digest.", type: list, elements: str, default: []}
   remove:
     description: Names of services to stop and remove.
     type: list
@@ -257,7 +259,15 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["released", "ready", "settled", "replaced", "withdrawn", "query"],
+                "choices": [
+                    "released",
+                    "ready",
+                    "settled",
+                    "replaced",
+                    "withdrawn",
+                    "query",
+                    "pulled",
+                ],
                 "default": "released",
             },
             "services": {
@@ -266,6 +276,7 @@ def main() -> None:
                 "default": [],
                 "options": SERVICE_OPTIONS,
             },
+            "images": {"type": "list", "elements": "str", "default": []},
             "remove": {"type": "list", "elements": "str", "default": []},
             "family": {"type": "str", "default": ""},
             "rollback": {"type": "str", "default": ""},
@@ -296,6 +307,9 @@ def main() -> None:
             family=parameters["family"],
             log=module.log,
         )
+        if parameters["state"] == "pulled":
+            missing = releaser.pull(parameters["images"], check=check)
+            module.exit_json(**{**_result(Report([]), check, []), "changed": bool(missing)})
         alone = (
             contextlib.nullcontext()
             if check or parameters["state"] == "query"

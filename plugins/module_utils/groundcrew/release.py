@@ -728,7 +728,7 @@ class Releaser:
             if port not in held:
                 self._wait_for_port(port)
             for part in service.parts:
-                self._pull(part)
+                self._pull(part.image)
             self._create(plan, trial, slot)
             if not beside:
                 for container in before:
@@ -762,17 +762,26 @@ class Releaser:
         self._promote(service.name, before, wanted)
         return ready_ms
 
-    def _pull(self, part: Service) -> None:
-        if self._engine.has_image(part.image):
+    def pull(self, images: Sequence[str], *, check: bool = False) -> list[str]:
+        """Fetch the images that this host lacks; returns those. Raises GroundcrewError, with less
+        than 2 GiB free before anything is fetched.
+        """
+        missing = [image for image in images if not self._engine.has_image(image)]
+        for image in [] if check else missing:
+            self._pull(image)
+        return missing
+
+    def _pull(self, image: str) -> None:
+        if self._engine.has_image(image):
             return
         free = self._engine.free_bytes()
         if free < _FREE_BYTES:
             raise GroundcrewError(
                 f"{free / 2**30:.1f} GiB are free where the engine keeps its images, and "
-                f"{part.image} is not pulled into less than {_FREE_BYTES / 2**30:.0f}. Make room "
+                f"{image} is not pulled into less than {_FREE_BYTES / 2**30:.0f}. Make room "
                 f"(docker system df says what takes it) or give the host a larger disk."
             )
-        self._engine.pull(part.image)
+        self._engine.pull(image)
 
     def _stop(self, container: Container) -> None:
         if container.state == "running":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import World
-from fakes import Killed
+from fakes import DIGEST, Killed
 from groundcrew.errors import GroundcrewError
 from groundcrew.release import ReleaseError, Report
 from groundcrew.service_map import parse_services
@@ -215,6 +215,20 @@ def test_a_full_disk_is_said_before_anything_is_pulled(fleet: Fleet, a_service: 
     with pytest.raises(ReleaseError, match=r"1\.0 GiB are free.*docker system df.*serves on"):
         fleet.deploy(a_service(image="registry.example/stub@sha256:" + "b" * 64))
     assert not [c for c in fleet.world.engine.calls if c.startswith("pull")]
+
+
+def test_images_are_fetched_before_a_release_and_not_twice(fleet: Fleet) -> None:
+    there = "registry.example/stub@sha256:" + "c" * 64
+    fleet.world.engine.images = {there}
+    releaser = fleet.world.releaser(**FAMILY)
+    assert releaser.pull([there, DIGEST], check=True) == [DIGEST]
+    assert not [c for c in fleet.world.engine.calls if c.startswith("pull")]
+    assert releaser.pull([there, DIGEST]) == [DIGEST]
+    assert releaser.pull([there, DIGEST]) == []
+    fleet.world.engine.free = 2**30
+    with pytest.raises(GroundcrewError, match=r"1\.0 GiB are free"):
+        releaser.pull(["registry.example/stub@sha256:" + "e" * 64])
+    assert [c for c in fleet.world.engine.calls if c.startswith("pull")] == [f"pull {DIGEST}"]
 
 
 def test_images_of_releases_that_are_gone_are_removed_and_those_of_kept_ones_are_not(
