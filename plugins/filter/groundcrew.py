@@ -15,7 +15,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
-from groundcrew import fingerprint  # noqa: E402
+from groundcrew import client_keys, fingerprint  # noqa: E402
 from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
@@ -83,4 +83,5 @@ class FilterModule:
             "groundcrew_prediction_service": _filter(prediction_service),
             "groundcrew_application_service": _filter(application_service),
             "groundcrew_service_fault": _filter(service_fault),
+            "gateway_client_table": _filter(client_keys.table),
         }

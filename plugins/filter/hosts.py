@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -113,13 +114,11 @@ def slots(servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def gateway_models(
     variants: list[dict[str, Any]], environment: str, groups: Any, hostvars: Any
 ) -> list[dict[str, Any]]:
-    """The gateway's view of the models: [{"name", "servers"}], two for each variant on each host of its fleet, by slots()."""
-    models: dict[str, list[dict[str, Any]]] = {}
+    """The gateway's view of the models: [{"name", "variants": [{"version", "weight", "servers"}]}], two servers for each variant on
+    each host of its fleet, by slots()."""
+    models: dict[str, dict[str, Any]] = {}
     for variant in variants:
         version = str(variant["version"])
-        said = {"version": version, "weight": variant["weight"]}
-        if "grpc_port" in variant:
-            said["grpc_port"] = variant["grpc_port"]
         servers = fleet_servers(
             variant["fleet"],
             environment,
@@ -128,10 +127,30 @@ def gateway_models(
             int(variant["host_port"]),
             "-" + version,
         )
-        models.setdefault(variant["model"], []).extend(
-            slots([{**server, **said} for server in servers])
+        grpc = {"grpc_port": variant["grpc_port"]} if "grpc_port" in variant else {}
+        sticky = {"sticky": variant["sticky"]} if "sticky" in variant else {}
+        model = models.setdefault(
+            variant["model"], {"name": variant["model"], **sticky, "variants": []}
         )
-    return [{"name": name, "servers": servers} for name, servers in sorted(models.items())]
+        model["variants"].append(
+            {
+                "version": version,
+                "weight": variant["weight"],
+                "servers": slots([{**server, **grpc} for server in servers]),
+            }
+        )
+    return [models[name] for name in sorted(models)]
+
+
+def gateway_buckets(variants: list[dict[str, Any]]) -> list[str]:
+    """The version of each of a model's hundred buckets: as many as its weight says. The last versions have the last buckets, so that
+    those keep theirs when their share grows."""
+    return [str(variant["version"]) for variant in variants for _ in range(variant["weight"])]
+
+
+def gateway_share(limit: int, gateways: int) -> int:
+    """What one of several gateways may let through of a limit, rounded up; 0 stays no limit."""
+    return -(-int(limit) // int(gateways))
 
 
 def model_versions(variants: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -300,14 +319,76 @@ def serving_ports(results: list[dict[str, Any]], hostvars: Any) -> dict[str, lis
     }
 
 
-def client_hashes(
+def client_secrets(clients: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """The secrets of the gateway's clients: of our own the key, made when it is missing; of others what playbooks/keys.yml issued."""
+    return {
+        f"clients/{client['name']}": {"kind": "issued" if client.get("external") else "token"}
+        for client in clients
+    }
+
+
+def gateway_clients(
     clients: list[dict[str, Any]], secrets: dict[str, dict[str, str]]
 ) -> list[dict[str, Any]]:
-    """The gateway's clients with the hashes of their keys; the keys themselves stay in the secret store."""
-    return [
-        {**client, "key_sha256": secrets["clients/" + client["name"]]["sha256"]}
-        for client in clients
-    ]
+    """The gateway's clients with the hashes of their keys, at most two each; the keys themselves stay in the secret store. An external
+    one whose first key was not issued yet is left out."""
+    found = []
+    for client in clients:
+        secret = secrets["clients/" + client["name"]]
+        hashes = [secret[key] for key in ("sha256", "previous_sha256") if secret.get(key)]
+        known = {key: value for key, value in client.items() if key != "external"}
+        if hashes:
+            found.append({**known, "key_sha256": hashes})
+    return found
+
+
+def gateway_faults(models: list[dict[str, Any]], clients: list[dict[str, Any]]) -> list[str]:
+    """What of gateway_models and gateway_clients cannot work, a sentence each with the edit that mends it."""
+    found = []
+    for model in models:
+        variants = model["variants"]
+        weights = [variant["weight"] for variant in variants]
+        if len({str(variant["version"]) for variant in variants}) < len(variants):
+            found.append(f"Model {model['name']} has a version twice: list its servers under one.")
+        if variants and (sum(weights) != 100 or min(weights) < 0):
+            found.append(
+                f"The weights of model {model['name']} are {' + '.join(map(str, weights))}: make their sum 100."
+            )
+        sticky = model.get("sticky", "client")
+        if not re.fullmatch(r"client|[A-Za-z][A-Za-z0-9-]{0,63}", sticky):
+            found.append(
+                f"Model {model['name']} is sticky by {sticky!r}: write client, or the name of a header such as X-User-Id."
+            )
+    names = {model["name"] for model in models}
+    clients_twice = [client["name"] for client in clients]
+    for name in sorted({name for name in clients_twice if clients_twice.count(name) > 1}):
+        found.append(
+            f"Client {name} is there twice: give both keys in the key_sha256 of one entry."
+        )
+    for client in clients:
+        unknown = sorted(set(client.get("models", [])) - names)
+        if unknown:
+            found.append(
+                f"Client {client['name']} may use {', '.join(unknown)}, which is not served: correct its `models`. "
+                f"Served are {', '.join(sorted(names)) or 'none'}."
+            )
+        if "models" in client and not client["models"]:
+            found.append(
+                f"Client {client['name']} may use no model: list some, or leave `models` out."
+            )
+        bad = [
+            path for path in client.get("paths", ["/"]) if not re.fullmatch(r"/[!-{}~]*", str(path))
+        ]
+        if bad or client.get("paths") == []:
+            found.append(
+                f"Client {client['name']} has the paths {bad or []}: each begins with / and has no spaces and no |."
+            )
+        for key in ("requests_per_10_seconds", "burst", "concurrent_requests"):
+            if int(client.get(key, 0)) < 0:
+                found.append(
+                    f"{key} of client {client['name']} is {client[key]}: 0 is no limit, a number is one."
+                )
+    return found
 
 
 def chosen_image(name: str, choices: dict[str, str]) -> str:
@@ -345,6 +426,10 @@ class FilterModule:
             "check_lines": check_lines,
             "model_metrics": model_metrics,
             "scrape_targets": scrape_targets,
-            "client_hashes": client_hashes,
+            "gateway_clients": gateway_clients,
+            "client_secrets": client_secrets,
+            "gateway_buckets": gateway_buckets,
+            "gateway_share": gateway_share,
+            "gateway_faults": gateway_faults,
             "model_manifests": model_manifests,
         }

@@ -3,6 +3,7 @@
 
 import json
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -26,6 +27,7 @@ class Echo(BaseHTTPRequestHandler):
             "bytes": self.body_length(),
             "headers": {name.lower(): value for name, value in self.headers.items()},
         }
+        time.sleep(float(self.headers.get("x-seconds") or 0))
         # Lets a test ask for a failure of one server.
         failing = self.headers.get("x-fail-port") == str(self.server.server_port)
         status = 503 if failing else 404 if self.path.startswith("/missing") else 200

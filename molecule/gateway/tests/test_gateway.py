@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
@@ -126,6 +127,50 @@ def test_a_version_is_asked_for_by_its_number_and_weights_share_the_rest(ask):
         18080: 90,
         18081: 10,
     }
+    assert Counter(answer["headers"]["x-model-version"] for answer in answers) == {
+        "1": 90,
+        "2": 10,
+    }
+    # Spread out, not ten in a row.
+    versions = "".join(answer["headers"]["x-model-version"] for answer in answers)
+    assert "22" not in versions
+
+
+def test_who_is_sticky_stays_and_a_version_that_is_down_costs_no_answer(ask):
+    def asked(user):
+        return {
+            "path": "/v1/models/three:predict",
+            "headers": {**KEY, "X-User-Id": f"user-{user}"},
+            "bytes": 9,
+        }
+
+    first = ask(*[asked(user) for user in range(100)])
+    again = ask(*[asked(user) for user in range(100)])
+    versions = [answer["headers"]["x-model-version"] for answer in first]
+    assert versions == [answer["headers"]["x-model-version"] for answer in again]
+    # 60 : 30 : 10 of a hash's space, and nothing listens behind the last.
+    assert set(versions) == {"1", "2"} and 15 <= versions.count("2") <= 45
+    assert {answer["status"] for answer in first + again} == {200}
+    nobody = {"path": "/v1/models/three:predict", "headers": KEY, "bytes": 9}
+    answers = ask(*[nobody] * 100)
+    assert Counter(answer["headers"]["x-model-version"] for answer in answers) == {
+        "1": 70,
+        "2": 30,
+    }
+
+
+def test_a_key_is_for_its_models_and_paths(ask):
+    partner = {"X-Api-Key": "key-of-partner"}
+    assert ask({"path": "/v1/models/digits:predict", "headers": partner})["status"] == 200
+    for path, why in (
+        ("/v1/models/versioned:predict", "this model"),
+        ("/v1/models/unknown:predict", "this model"),
+        ("/v1/models/digits", "this path"),
+        ("/v1/models/digits/versions/1:predict", "this path"),
+    ):
+        answer = ask({"path": path, "headers": partner})
+        assert answer["status"] == 403, path
+        assert why in error_of(answer)
 
 
 def grpc_request(model: bytes) -> str:
@@ -250,6 +295,134 @@ def test_limit_of_a_client(ask):
     assert ask({"path": "/v1/models/digits", "headers": KEY})["status"] == 200
 
 
+def test_limit_of_a_burst(ask):
+    bursty = {"path": "/v1/models/digits", "headers": {"X-Api-Key": "key-of-bursty"}}
+    answers = ask(*[bursty] * 6)
+    assert Counter(a["status"] for a in answers) == {200: 3, 429: 3}
+    assert answers[-1]["headers"]["retry-after"] == "1"
+    assert "one second" in error_of(answers[-1])
+    wait_until(lambda: ask(bursty)["status"] == 200, "the second to pass")
+
+
+AT_ONCE = """
+import http.client, json, ssl, sys, threading
+key, number, seconds = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+context = ssl.create_default_context(cafile="/etc/haproxy/certificate.pem")
+context.check_hostname = False
+answers = []
+def client():
+    connection = http.client.HTTPSConnection("127.0.0.1", 443, context=context, timeout=20)
+    connection.connect()
+    ready.wait()
+    connection.request("POST", "/v1/models/digits:predict", b"{}", {"X-Api-Key": key, "X-Seconds": seconds})
+    response = connection.getresponse()
+    answers.append([response.status, response.getheader("retry-after"), response.read().decode()])
+ready = threading.Barrier(number)
+threads = [threading.Thread(target=client) for _ in range(number)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps(answers))
+"""
+
+
+def at_once(host, key, number, seconds):
+    """The same request over as many connections at the same time."""
+    command = f"python3 -c {shlex.quote(AT_ONCE)} {key} {number} {seconds}"
+    return json.loads(host.check_output(command))
+
+
+def test_limit_of_requests_at_a_time(host, ask):
+    answers = at_once(host, "key-of-few", 6, 1)
+    assert Counter(status for status, *_ in answers) == {200: 2, 429: 4}
+    refused = next(answer for answer in answers if answer[0] == 429)
+    assert refused[1] == "1" and "at a time" in refused[2]
+    few = {"path": "/v1/models/digits", "headers": {"X-Api-Key": "key-of-few"}}
+    assert ask(few)["status"] == 200, "what has ended is not counted"
+
+
+def test_a_full_queue_is_an_answer_at_once(host):
+    # Two servers work on four requests each and four more wait for them.
+    answers = at_once(host, "key-of-tester", 16, 1)
+    assert Counter(status for status, *_ in answers) == {200: 12, 503: 4}
+    refused = next(answer for answer in answers if answer[0] == 503)
+    assert refused[1] == "1" and "wait for this model" in refused[2]
+
+
+def test_who_sends_slowly_is_cut(host):
+    script = """
+import json, socket, ssl, time
+context = ssl.create_default_context(cafile="/etc/haproxy/certificate.pem")
+context.check_hostname = False
+begun = {
+    "header": b"GET /v1/models/digits HTTP/1.1\\r\\nHost: x\\r\\n",
+    "body": b"POST /v1/models/digits:predict HTTP/1.1\\r\\nHost: x\\r\\nX-Api-Key: key-of-tester\\r\\nContent-Length: 99\\r\\n\\r\\n{",
+    "page": b"POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 99\\r\\n\\r\\n{",
+}
+connections = {}
+for name, text in begun.items():
+    connections[name] = context.wrap_socket(socket.create_connection(("127.0.0.1", 443)))
+    connections[name].sendall(text)
+start, cut = time.monotonic(), {}
+for connection in connections.values():
+    connection.settimeout(0.05)
+while len(cut) < 3 and time.monotonic() - start < 20:
+    for name, connection in connections.items():
+        if name in cut:
+            continue
+        try:
+            if name == "header" or round(time.monotonic() * 20) % 20 == 0:
+                connection.send(b"x")
+            answer = connection.recv(4096)
+            cut[name] = [time.monotonic() - start, answer[9:12].decode()]
+        except TimeoutError:
+            pass
+        except OSError:
+            cut[name] = [time.monotonic() - start, ""]
+print(json.dumps(cut))
+"""
+    cut = json.loads(host.check_output(f"python3 -c {shlex.quote(script)}"))
+    assert set(cut) == {"header", "body", "page"}
+    assert all(seconds < 15 for seconds, _ in cut.values()), cut
+    assert cut["body"][1] == "408", cut
+
+
+def processes(host):
+    return host.check_output("pgrep -x haproxy").split()
+
+
+def test_keys_and_shares_change_without_a_reload_and_survive_one(host, ask):
+    def with_key(key):
+        return ask({"path": "/v1/models/digits", "headers": {"X-Api-Key": key}})["status"]
+
+    def follow():
+        names = ("keys", "limits", "scopes", "paths", "variants")
+        paths = [f"/etc/haproxy/{name}.map" for name in names]
+        return cloud.module("test-1", "gateway_maps", {"paths": paths})
+
+    new = hashlib.sha256(b"newest-key").hexdigest()
+    before = processes(host)
+    assert with_key("newest-key") == 401
+    host.check_output("cp -p /etc/haproxy/keys.map /etc/haproxy/variants.map /root/")
+    try:
+        host.check_output(f"echo {new} tester >> /etc/haproxy/keys.map")
+        host.check_output("sed -i 's/^\\(versioned|[0-9]*\\) .*/\\1 2/' /etc/haproxy/variants.map")
+        assert f"/etc/haproxy/keys.map: add {new}" in follow()["changes"]
+        assert with_key("newest-key") == 200
+        answer = ask({"path": "/v1/models/versioned", "headers": KEY})
+        assert answer["headers"]["x-model-version"] == "2"
+        assert processes(host) == before, "nothing was reloaded"
+        assert not follow()["changed"]
+        host.check_output("systemctl reload haproxy")
+        wait_until(lambda: with_key("newest-key") == 200, "the key after a reload")
+    finally:
+        host.check_output("cp -p /root/keys.map /root/variants.map /etc/haproxy/")
+        follow()
+    assert with_key("newest-key") == 401
+    host.check_output("systemctl restart haproxy")
+    wait_until(lambda: with_key("key-of-tester") == 200, "the gateway after the restart")
+    assert with_key("newest-key") == 401
+
+
 def test_limit_of_a_source(ask):
     answers = ask(*[{"path": "/"}] * 70)
     # Fewer than 50 when the tests before have used some of it; the window ends by itself.
@@ -301,14 +474,17 @@ def test_log_has_no_key(host, ask):
     wait_until(logged, "the request in the log")
     entry = json.loads(log[0])
     assert (entry["client"], entry["path"], entry["status"]) == ("tester", "/v1/models/digits", 200)
-    assert entry["Ta"] >= 0
+    assert (entry["model"], entry["variant"]) == ("digits", "1")
+    # TLS, queue, connection, answer; a new connection has a handshake.
+    assert entry["Th"] > 0
+    assert min(entry[phase] for phase in ("Tw", "Tc", "Tr", "Ta")) >= 0
     assert "key-of-tester" not in host.check_output("journalctl -u haproxy")
 
 
 def test_metrics(host, address):
     fetch = f"python3 -c \"import urllib.request as r; print(r.urlopen('http://{address}:8404/metrics').read().decode())\""
     metrics = host.check_output(fetch)
-    assert 'haproxy_backend_active_servers{proxy="model_digits"} 2' in metrics
+    assert 'haproxy_backend_active_servers{proxy="model_digits.1"} 2' in metrics
     assert 'haproxy_frontend_http_responses_total{proxy="public",code="2xx"}' in metrics
 
 
@@ -323,7 +499,7 @@ def test_drain_survives_reload_restart_and_a_moved_server(host, ask):
 
     assert ports() == {18080, 18081}
     try:
-        runtime(host, "set server model_digits/one state drain")
+        runtime(host, "set server model_digits.1/one state drain")
         host.check_output("systemctl reload haproxy")
         wait_until(up, "the gateway after the reload")
         assert ports() == {18081}
@@ -332,7 +508,7 @@ def test_drain_survives_reload_restart_and_a_moved_server(host, ask):
         assert ports() == {18081}
         # The saved state holds the old port; the configuration must win.
         host.check_output(
-            "sed -i.kept '/backend model_digits/,/^$/s/:18081$/:18082/' /etc/haproxy/haproxy.cfg"
+            "sed -i.kept '/backend model_digits.1/,/^$/s/:18081 /:18082 /' /etc/haproxy/haproxy.cfg"
         )
         host.check_output("systemctl reload haproxy")
         wait_until(lambda: ports() == {18082}, "the new port")
@@ -340,7 +516,7 @@ def test_drain_survives_reload_restart_and_a_moved_server(host, ask):
         host.run(
             "test ! -e /etc/haproxy/haproxy.cfg.kept || mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg"
         )
-        runtime(host, "set server model_digits/one state ready")
+        runtime(host, "set server model_digits.1/one state ready")
         host.run("systemctl reload haproxy")
     wait_until(lambda: up() and ports() == {18080, 18081}, "both servers again")
 
@@ -365,9 +541,9 @@ def test_a_slot_takes_over_at_run_time_and_survives_reload_and_restart(host, add
     )
     try:
         change = send_to(address, *others, 18084)
-        assert change["enabled"] == ["model_slots/one.a"], change
+        assert change["enabled"] == ["model_slots.1/one.a"], change
         assert (
-            "model_slots/one.b" in change["disabled"] and "application/page" in change["disabled"]
+            "model_slots.1/one.b" in change["disabled"] and "application/page" in change["disabled"]
         )
         assert port() == {18084}
         host.check_output("systemctl reload haproxy")
@@ -376,7 +552,7 @@ def test_a_slot_takes_over_at_run_time_and_survives_reload_and_restart(host, add
         wait_until(lambda: port() == {18084}, "the same slot after the restart")
         # Nothing listens on 18099: it is refused, and what served serves.
         refused = send_to(address, *others, 18099)
-        assert "check of model_asleep/nobody does not pass" in refused["msg"], refused
+        assert "check of model_asleep.1/nobody does not pass" in refused["msg"], refused
         assert port() == {18084}
     finally:
         send_to(address, *others, 18082)

@@ -1,4 +1,4 @@
-"""Which servers HAProxy sends to, changed while it runs, by its runtime API.
+"""What HAProxy does, changed while it runs, by its runtime API: which servers it sends to, and its maps.
 
 A release takes effect here: the server of the slot that has it is enabled, and once HAProxy's own
 check has passed the server of the other slot is drained and disabled. Every process is told, those
@@ -10,6 +10,7 @@ Commands and columns: management guide of HAProxy 2.6, section 9.3; the master's
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from .errors import GroundcrewError
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _PAUSE = 0.1
+# The master reads 16 kB of commands at a time, and says nothing when more come.
+_COMMANDS_A_TIME = 50
 
 # Bits of srv_admin_state: maintenance by the runtime API, and drain by it.
 _MAINTENANCE, _DRAIN = 0x01, 0x08
@@ -232,6 +235,63 @@ class Gateway:
             if not used or self._monotonic() >= deadline:
                 return used
             self._sleep(_PAUSE)
+
+
+class Maps:
+    """The maps that HAProxy looks things up in (keys, limits, shares), changed while it runs."""
+
+    def __init__(self, control: MasterSocket) -> None:
+        self._control = control
+
+    def follow(self, wanted: Mapping[str, Mapping[str, str]], *, check: bool = False) -> list[str]:
+        """Bring the map of each path to these entries; returns what changed, `path: verb key` each.
+
+        What is new comes first and what goes goes last, so that a key and its successor overlap.
+        Every process is brought there, those too that a reload has left to finish.
+        """
+        current, *older = self._control.workers()
+        changes = self._follow(current, wanted, check)
+        for worker in older:
+            # One that a reload left may be gone by now, or may not know the map.
+            with contextlib.suppress(GroundcrewError):
+                changes += self._follow(worker, wanted, check)
+        return sorted(set(changes))
+
+    def _follow(
+        self, worker: str, wanted: Mapping[str, Mapping[str, str]], check: bool
+    ) -> list[str]:
+        changes, first, last = [], [], []
+        for path, entries in wanted.items():
+            have = self.entries(worker, path)
+            for key, value in entries.items():
+                if have.get(key) != value:
+                    verb = "set" if key in have else "add"
+                    first.append(f"{verb} map {path} {key} {value}")
+                    changes.append(f"{path}: {verb} {key}")
+            for key in have.keys() - entries.keys():
+                last.append(f"del map {path} {key}")
+                changes.append(f"{path}: del {key}")
+        commands = [] if check else first + last
+        for start in range(0, len(commands), _COMMANDS_A_TIME):
+            said = self._control.command(worker, commands[start : start + _COMMANDS_A_TIME]).strip()
+            if said:
+                raise GroundcrewError(f"HAProxy refuses a change of its maps: {said}")
+        return changes
+
+    def entries(self, worker: str, path: str) -> dict[str, str]:
+        said = self._control.command(worker, [f"show map {path}"])
+        lines = said.strip().splitlines()
+        if lines and not lines[0].startswith("0x"):
+            raise GroundcrewError(
+                f"HAProxy does not know the map {path}: {lines[0]} Run: systemctl reload haproxy"
+            )
+        return parse_map("\n".join(line.partition(" ")[2] for line in lines))
+
+
+def parse_map(text: str) -> dict[str, str]:
+    """Key -> value of a map file: a line each, `#` begins a comment."""
+    pairs = (line.split(maxsplit=1) for line in text.splitlines() if not line.startswith("#"))
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
 
 
 def parse_servers(text: str) -> list[Server]:

@@ -3,7 +3,9 @@
 What kinds there are and what each value holds (a JSON object, all strings):
 
 - ``ssh_key``:      ``private`` (OpenSSH), ``public`` (one line without comment)
-- ``token``:        ``token`` (43 characters, 256 bits), ``sha256`` (lower-case hexadecimal)
+- ``token``:        ``token`` (43 characters, 256 bits), ``sha256`` (lower-case hexadecimal), and while the key changes
+                    ``previous_sha256``: the hash of the key before
+- ``issued``:       the hashes alone: the key of a client that is not ours, see client_keys.py. Never made here
 - ``authority``:    ``certificate``, ``private_key`` (PEM): a certificate authority, valid for ten years
 - ``certificate``:  ``certificate``, ``private_key`` (PEM), signed by an ``authority`` for some ``names``
 """
@@ -19,7 +21,7 @@ from typing import Any
 
 from .errors import GroundcrewError
 
-KINDS = ("ssh_key", "token", "authority", "certificate")
+KINDS = ("ssh_key", "token", "issued", "authority", "certificate")
 CERTIFICATE_DAYS = 397  # the longest that browsers accept
 RENEW_DAYS = 30
 
@@ -170,19 +172,20 @@ class SecretStore:
         for name, want in wanted.items():
             old = values.get(name)
             value = self._value(name, want, old, values)
-            if value == old:
+            values[name] = value
+            if value == (old or {}):
                 continue
             made.append(name)
-            values[name] = value
             if dry_run:
                 continue
             if old is None:
-                self.client.create_secret(
-                    Name=f"{self.prefix}/{name}", SecretString=json.dumps(value)
-                )
+                self.create(name, value)
             else:
                 self.write(name, value)
         return values, made
+
+    def create(self, name: str, value: Secret) -> None:
+        self.client.create_secret(Name=f"{self.prefix}/{name}", SecretString=json.dumps(value))
 
     def write(self, name: str, value: Secret) -> None:
         """Replace the value of a secret that exists."""
@@ -208,8 +211,8 @@ class SecretStore:
             if old is not None and certificate_fits(old, want["names"], issuer):
                 return old
             return certificate(want["names"][0], want["names"], issuer)
-        if old is not None:
-            return old
+        if old is not None or kind == "issued":
+            return old or {}
         if kind == "authority":
             return certificate(want.get("title", name), [], None)
         return ssh_key() if kind == "ssh_key" else token()

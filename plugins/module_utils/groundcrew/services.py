@@ -20,6 +20,7 @@ MODEL_KEYS = (
     "host_port",
     "version",
     "variants",
+    "sticky",
     "image",
     "env",
     "resources",
@@ -324,6 +325,11 @@ def _variants(
         for key, value in given.items()
         if key not in ("version", "variants", "host_port", "framework")
     }
+    sticky = given.get("sticky", "")
+    if sticky and not re.fullmatch(r"client|[A-Za-z][A-Za-z0-9-]{0,63}", str(sticky)):
+        raise fault(
+            f"sticky is {sticky!r}; it has to be client, or the name of a header such as X-User-Id."
+        )
     variants = []
     for number, item in enumerate(listed):
         own = fault.entry(item, VARIANT_KEYS, f"variant {number + 1}: ")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -63,23 +64,79 @@ def test_servers_of_a_fleet_are_sorted_and_of_one_environment(filters: Any) -> N
     assert filters["fleet_servers"]("none", "test", groups, HOSTVARS, 8080) == []
 
 
-def test_variants_of_a_model_share_one_backend(filters: Any) -> None:
-    models = filters["gateway_models"]([ONE, TWO], "test", GROUPS, HOSTVARS)
+def test_each_variant_of_a_model_has_servers_of_its_own(filters: Any) -> None:
+    models = filters["gateway_models"]([ONE, {**TWO, "sticky": "client"}], "test", GROUPS, HOSTVARS)
     assert [model["name"] for model in models] == ["digits"]
-    servers = models[0]["servers"]
-    keys = ("name", "address", "port", "version", "weight", "grpc_port")
-    assert [tuple(server.get(key) for key in keys) for server in servers] == [
-        ("test-1-1.a", "10.0.0.1", 18080, "1", 90, None),
-        ("test-1-1.b", "10.0.0.1", 18081, "1", 90, None),
-        ("test-2-1.a", "10.0.0.2", 18080, "1", 90, None),
-        ("test-2-1.b", "10.0.0.2", 18081, "1", 90, None),
-        ("test-1-2.a", "10.0.0.1", 18090, "2", 10, 28090),
-        ("test-1-2.b", "10.0.0.1", 18091, "2", 10, 28091),
-        ("test-2-2.a", "10.0.0.2", 18090, "2", 10, 28090),
-        ("test-2-2.b", "10.0.0.2", 18091, "2", 10, 28091),
+    variants = models[0]["variants"]
+    assert [(variant["version"], variant["weight"]) for variant in variants] == [
+        ("1", 90),
+        ("2", 10),
+    ]
+    keys = ("name", "address", "port", "grpc_port")
+    assert [
+        [tuple(server.get(key) for key in keys) for server in variant["servers"]]
+        for variant in variants
+    ] == [
+        [
+            ("test-1-1.a", "10.0.0.1", 18080, None),
+            ("test-1-1.b", "10.0.0.1", 18081, None),
+            ("test-2-1.a", "10.0.0.2", 18080, None),
+            ("test-2-1.b", "10.0.0.2", 18081, None),
+        ],
+        [
+            ("test-1-2.a", "10.0.0.1", 18090, 28090),
+            ("test-1-2.b", "10.0.0.1", 18091, 28091),
+            ("test-2-2.a", "10.0.0.2", 18090, 28090),
+            ("test-2-2.b", "10.0.0.2", 18091, 28091),
+        ],
     ]
     # A release enables one of them; until then nothing is sent to either.
-    assert all(server["disabled"] for server in servers)
+    assert all(server["disabled"] for variant in variants for server in variant["servers"])
+
+
+def test_a_growing_share_keeps_the_buckets_that_it_had(filters: Any) -> None:
+    def buckets(*weights: int) -> list[str]:
+        variants = [{"version": str(n + 1), "weight": w} for n, w in enumerate(weights)]
+        return list(filters["gateway_buckets"](variants))
+
+    few, more = buckets(90, 10), buckets(75, 25)
+    assert (len(few), few.count("2"), more.count("2")) == (100, 10, 25)
+    assert all(more[number] == "2" for number in range(100) if few[number] == "2")
+    assert set(buckets(100, 0)) == {"1"}
+
+
+def test_a_gateways_share_of_a_limit_is_rounded_up_and_no_limit_stays_none(filters: Any) -> None:
+    share = filters["gateway_share"]
+    assert [share(limit, 3) for limit in (0, 1, 3, 4, 100)] == [0, 1, 1, 2, 34]
+    assert share(100, 1) == 100
+
+
+def test_what_the_gateway_cannot_do_is_said(filters: Any) -> None:
+    def model(*weights: int, **more: Any) -> dict[str, Any]:
+        variants = [{"version": str(n), "weight": w, "servers": []} for n, w in enumerate(weights)]
+        return {"name": "digits", "variants": variants, **more}
+
+    def client(**more: Any) -> dict[str, Any]:
+        return {"name": "partner", "key_sha256": ["0" * 64], **more}
+
+    faults = filters["gateway_faults"]
+    assert faults([model(60, 40, sticky="X-User-Id")], [client(models=["digits"], burst=3)]) == []
+    for models, clients, said in (
+        ([model(60, 30)], [], "60 . 30: make their sum 100"),
+        ([model(120, -20)], [], "120 . -20"),
+        ([model(100, sticky="X User")], [], "sticky by 'X User'"),
+        ([model(100)], [client(models=["digts"])], "digts, which is not served.*Served are digits"),
+        ([model(100)], [client(models=[])], "may use no model"),
+        ([model(100)], [client(paths=["v1"])], "paths .'v1'.: each begins with /"),
+        ([model(100)], [client(paths=[])], "paths"),
+        ([model(100)], [client(burst=-1)], "burst of client partner is -1"),
+        ([model(100)], [client(), client()], "partner is there twice"),
+    ):
+        (fault,) = faults(models, clients)
+        assert re.search(said, fault), fault
+    twice = model(50, 50)
+    twice["variants"][1]["version"] = "0"
+    assert "version twice" in faults([twice], [])[0]
 
 
 def test_hosts_of_services_and_what_serves_there(filters: Any) -> None:
@@ -164,11 +221,21 @@ def test_targets_of_every_kind(filters: Any) -> None:
 
 
 def test_the_gateway_gets_hashes_and_no_keys(filters: Any) -> None:
-    clients = [{"name": "verify", "requests_per_10_seconds": 0}]
-    secrets = {"clients/verify": {"token": "secret", "sha256": "hash"}}
-    assert filters["client_hashes"](clients, secrets) == [{**clients[0], "key_sha256": "hash"}]
+    clients = [{"name": "verify", "burst": 5}, {"name": "partner", "external": True}]
+    secrets: dict[str, Any] = {
+        "clients/verify": {"token": "secret", "sha256": "hash"},
+        "clients/partner": {},
+    }
+    assert filters["gateway_clients"](clients, secrets) == [
+        {"name": "verify", "burst": 5, "key_sha256": ["hash"]}
+    ]
+    secrets["clients/partner"] = {"sha256": "new", "previous_sha256": "old"}
+    assert filters["gateway_clients"](clients, secrets)[1] == {
+        "name": "partner",
+        "key_sha256": ["new", "old"],
+    }
     with pytest.raises(KeyError, match="clients/new"):
-        filters["client_hashes"]([{"name": "new"}], secrets)
+        filters["gateway_clients"]([{"name": "new"}], secrets)
 
 
 def test_a_host_that_left_no_checks_is_a_failed_one(filters: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from groundcrew.errors import GroundcrewError
-from groundcrew.gateway import Gateway, MasterSocket, parse_servers, saver
+from groundcrew.gateway import Gateway, Maps, MasterSocket, parse_map, parse_servers, saver
 
 
 class FakeHaproxy:
@@ -166,3 +166,77 @@ def test_a_state_that_cannot_be_saved_is_said(tmp_path: Path) -> None:
     program.chmod(0o755)
     with pytest.raises(GroundcrewError, match="disk full"):
         saver(str(program))()
+
+
+class FakeMaps:
+    """Two processes with a map of clients each; the one that a reload left has an older one."""
+
+    def __init__(self) -> None:
+        self.maps = {"100": {"aa": "verify", "bb": "partner"}, "90": {"aa": "verify"}}
+        self.told: list[str] = []
+        self.gone: set[str] = set()
+
+    def workers(self) -> list[str]:
+        return ["100", "90"]
+
+    def command(self, worker: str, commands: Sequence[str]) -> str:
+        if worker in self.gone:
+            raise GroundcrewError("gone")
+        entries, answer = self.maps[worker], ""
+        for command in commands:
+            words = command.split()
+            if words[0] == "show" and words[2] != "/keys.map":
+                answer += "Unknown map identifier. Please use #<id> or <file>.\n"
+            elif words[0] == "show":
+                answer += "".join(f"0x55 {key} {value}\n" for key, value in entries.items())
+            else:
+                self.told.append(f"{worker} {command}")
+                assert (words[0] == "add") == (words[3] not in entries)
+                if words[0] == "del":
+                    del entries[words[3]]
+                else:
+                    entries[words[3]] = words[4]
+        return answer
+
+    def follow(self, wanted: dict[str, str], check: bool = False) -> list[str]:
+        return Maps(self).follow({"/keys.map": wanted}, check=check)  # type: ignore[arg-type]
+
+
+def test_maps_of_all_processes_follow_their_files() -> None:
+    fake = FakeMaps()
+    wanted = {"aa": "verify", "cc": "partner"}
+    assert fake.follow(wanted, check=True) == ["/keys.map: add cc", "/keys.map: del bb"]
+    assert fake.told == []
+    assert fake.follow(wanted) == ["/keys.map: add cc", "/keys.map: del bb"]
+    assert fake.maps == {"100": wanted, "90": wanted}
+    # The successor of a key is there before the key goes.
+    assert fake.told[:2] == ["100 add map /keys.map cc partner", "100 del map /keys.map bb"]
+    assert fake.follow(wanted) == []
+    assert fake.follow({"aa": "verify", "cc": "other"}) == ["/keys.map: set cc"]
+
+
+def test_maps_of_a_process_that_is_gone_by_now_are_nobodys() -> None:
+    fake = FakeMaps()
+    fake.gone = {"90"}
+    fake.follow({"aa": "verify"})
+    assert fake.maps["100"] == {"aa": "verify"}
+    fake.gone = {"100"}
+    with pytest.raises(GroundcrewError, match="gone"):
+        fake.follow({})
+
+
+def test_many_changes_are_told_in_portions() -> None:
+    fake = FakeMaps()
+    wanted = {f"{number:04x}": "partner" for number in range(120)}
+    fake.follow(wanted)
+    assert fake.maps == {"100": wanted, "90": wanted}
+
+
+def test_a_map_that_haproxy_does_not_have_is_named() -> None:
+    with pytest.raises(GroundcrewError, match=r"does not know the map /other.map.*reload"):
+        Maps(FakeMaps()).follow({"/other.map": {"a": "b"}})  # type: ignore[arg-type]
+
+
+def test_a_map_file_has_comments_and_values_with_spaces() -> None:
+    text = "#\n# written by Ansible\n#\nkey value\nother  1:2 3 \n\nalone\n"
+    assert parse_map(text) == {"key": "value", "other": "1:2 3"}
