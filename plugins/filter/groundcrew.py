@@ -15,7 +15,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
-from groundcrew import client_keys, fingerprint  # noqa: E402
+from groundcrew import canary, client_keys, fingerprint  # noqa: E402
 from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
@@ -84,4 +84,7 @@ class FilterModule:
             "groundcrew_application_service": _filter(application_service),
             "groundcrew_service_fault": _filter(service_fault),
             "gateway_client_table": _filter(client_keys.table),
+            "canary_pair": _filter(canary.pair),
+            "canary_weights": _filter(canary.weights),
+            "canary_step": _filter(canary.step),
         }

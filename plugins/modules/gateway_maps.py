@@ -19,7 +19,7 @@ author: [Groundcrew]
 """
 
 RETURN = r"""
-changes: {description: "What changed, `path: add|set|del key` each. Keys of the clients' map are hashes.", type: list, elements: str, returned: always}
+changes: {description: "What changed, `path: add|set|del key` each; clients are hashes.", type: list, elements: str, returned: always}
 """
 
 from pathlib import Path

@@ -165,10 +165,10 @@ def _refusal(error: Any, bucket: str) -> str:
 
 def remember(path: Path, bucket: str, run: str) -> None:
     """Leave what the callback plugin deploy_lock needs to let it go at the end of the run."""
-    names = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+    names = ["AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"]
     # A stand-in's credentials are no secret and are not in the environment of the run itself.
     if os.environ.get("AWS_ENDPOINT_URL"):
-        names += ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     environment = {name: os.environ[name] for name in names if name in os.environ}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)

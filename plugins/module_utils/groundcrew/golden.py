@@ -189,6 +189,17 @@ def check(
     )
 
 
+def ask(
+    url: str,
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    ca_file: str | None = None,
+    timeout: float = 5.0,
+) -> tuple[Any, str | None]:
+    """The answer of the predict address ``url`` to one request, and None; or None and what failed."""
+    return _ask(_opener(ca_file), url, body, headers or {}, timeout)
+
+
 def _opener(ca_file: str | None) -> urllib.request.OpenerDirector:
     context = ssl.create_default_context(cafile=ca_file)
     # Proxies from the environment are for the Internet; hosts ask each other directly.

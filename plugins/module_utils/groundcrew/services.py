@@ -43,7 +43,7 @@ BACKEND_KEYS = (
     "read_only",
     "secrets",
 )
-VARIANT_KEYS = ("version", "weight", "framework", "host_port")
+VARIANT_KEYS = ("version", "weight", "framework", "host_port", "env", "resources", "image")
 SERVICE_KEYS = (
     "image",
     "fleet",
@@ -350,9 +350,10 @@ def _variants(
         behind = frameworks[framework].get("backend")
         if "backend" in given and behind is None:
             raise fault(f"backend: framework {framework} has no server behind it to describe.")
-        variant = {
+        variant: dict[str, Any] = {
             "fleet": "prediction",
             **shared,
+            **{key: own[key] for key in ("env", "resources", "image") if key in own},
             "name": f"{name}-{version}",
             "model": name,
             "version": version,

@@ -18,7 +18,7 @@ from groundcrew.errors import GroundcrewError
 from moto import mock_aws
 
 BUCKET = "groundcrew-test-store"
-NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
+NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 ROOT = Path(__file__).resolve().parents[3]
 
 

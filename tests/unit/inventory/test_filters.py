@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import re
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
