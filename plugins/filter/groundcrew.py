@@ -15,7 +15,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
-from groundcrew import canary, client_keys, fingerprint  # noqa: E402
+from groundcrew import canary, client_keys, fingerprint, flows  # noqa: E402
 from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
@@ -84,7 +84,12 @@ class FilterModule:
             "groundcrew_application_service": _filter(application_service),
             "groundcrew_service_fault": _filter(service_fault),
             "gateway_client_table": _filter(client_keys.table),
+            "flows_allowed": _filter(flows.allowed),
+            "flows_closed_to": _filter(flows.closed_to),
+            "variant_ports": _filter(flows.variant_ports),
+            "service_ports": _filter(flows.service_ports),
             "canary_pair": _filter(canary.pair),
             "canary_weights": _filter(canary.weights),
             "canary_step": _filter(canary.step),
+            "canary_summary": _filter(canary.summary),
         }

@@ -27,6 +27,7 @@ options:
       headers: {description: Request headers., type: dict, default: {}}
       ca_file: {description: CA bundle for TLS., type: path}
       attempts: {description: "How often to ask, a second apart.", type: int, default: 1}
+      requests: {description: "How many plain requests are sent at once, of which the last counts.", type: int, default: 1}
 """
 
 RETURN = r"""
@@ -113,7 +114,8 @@ def run(check):
             said = []
             for url in check["urls"]:
                 if cases is None:
-                    ok, detail = ask(check, url)
+                    for _ in range(max(1, check["requests"])):
+                        ok, detail = ask(check, url)
                 else:
                     first = cases.cases[0]["request"]
                     result = golden.check(
@@ -143,6 +145,7 @@ def main():
         "headers": {"type": "dict", "default": {}},
         "ca_file": {"type": "path"},
         "attempts": {"type": "int", "default": 1},
+        "requests": {"type": "int", "default": 1},
     }
     module = AnsibleModule(
         argument_spec={

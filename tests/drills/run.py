@@ -13,9 +13,12 @@ import contextlib
 import json
 import os
 import random
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +86,11 @@ class Drill:
         models = {**self.models, self.model: {**self.models[self.model], **keys}}
         return json.dumps({"models": models})
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, playbook: str = PLAYBOOK) -> subprocess.Popen[str]:
         command = [
             str(ROOT / ".venv/bin/ansible-playbook"),
             *self._inventory,
-            PLAYBOOK,
+            playbook,
             "-l",
             self.environment,
             *arguments,
@@ -101,8 +104,8 @@ class Drill:
             stderr=subprocess.STDOUT,
         )
 
-    def release(self, *arguments: str) -> tuple[int, str]:
-        process = self.start(*arguments)
+    def release(self, *arguments: str, playbook: str = PLAYBOOK) -> tuple[int, str]:
+        process = self.start(*arguments, playbook=playbook)
         output, _ = process.communicate(timeout=900)
         return process.returncode, output
 
@@ -247,12 +250,86 @@ def gateway_reloads(drill: Drill) -> None:
     drill.none_failed(samples)
 
 
+def canaries(drill: Drill) -> None:
+    """A worse version and a slow one: each goes back by itself, and says why."""
+    first = drill.models[drill.model]
+    stable = str(first.get("version", "1"))
+    worse, slow = (str(int(stable) + 9000 + number) for number in (1, 2))
+    job = {"image": "training_digits", "model": drill.model, "gate": {"accuracy": 0.05}}
+    bounds = {"memory": "1500m", "timeout_minutes": 15}
+    jobs = {
+        # What 25 images teach is wrong for half of the digits.
+        "worse": {**job, **bounds, "version": worse, "env": {"TRAINING_ROWS": "25"}},
+        "slow": {**job, **bounds, "version": slow},
+    }
+    variants = [
+        {"version": stable, "weight": 100},
+        {"version": worse, "weight": 0},
+        {"version": slow, "weight": 0, "resources": {"cpus": 0.03, "memory": "256m"}},
+    ]
+    own = {key: value for key, value in first.items() if key not in ("version", "variants")}
+    models = {**drill.models, drill.model: {**own, "variants": variants}}
+    declared = ("-e", json.dumps({"models": models, "training_jobs": jobs}))
+    status, output = drill.release(*declared, playbook="deploy.yml")
+    drill.check("three versions are deployed", status == 0, output[-2000:] if status else "yes")
+    load = drill.load()
+    for name, version, why in (
+        ("worse", worse, "golden cases of version"),
+        ("slow", slow, "its p95 is"),
+    ):
+        status, output = drill.release(
+            *declared,
+            *("-e", f"model={drill.model}", "-e", f"version={version}"),
+            *("-e", "canary_seconds=15", "-e", json.dumps({"canary_limits": {"requests": 50}})),
+            playbook="playbooks/canary.yml",
+        )
+        drill.check(f"{name}: it goes back", status != 0 and "went back to 0 %" in output, status)
+        drill.check(f"{name}: it says why", why in output, output[-1500:])
+        drill.figures[name] = json.loads((drill.build / "canary.json").read_text())["steps"]
+    samples = load.stop()
+    drill.figures["load"] = figures(samples)
+    drill.none_failed(samples)
+    status, output = drill.release(playbook="deploy.yml")
+    drill.check("the inventory's own release is deployed again", status == 0, output[-2000:])
+
+
+def key_rotation(drill: Drill) -> None:
+    """The key of a client changes, and changes back, while it is used: no request fails."""
+    load = drill.load()
+    settle(3)
+    client = "bench" if drill.access["bench_api_key"] else "verify"
+    for action in ("rotate", "revoke"):
+        if action == "revoke":
+            # The load's own change of keys: it takes the new one before the old one ends.
+            access = json.loads((drill.build / "access.json").read_text())
+            load.headers["X-Api-Key"] = access["bench_api_key"] or access["api_key"]
+            settle(2)
+        status, output = drill.release(
+            *("-e", f"client={client}", "-e", f"action={action}"), playbook="playbooks/keys.yml"
+        )
+        drill.check(f"{action} ends well", status == 0, output[-1500:] if status else "yes")
+    settle(2)
+    samples = load.stop()
+    drill.none_failed(samples)
+    old = drill.access["bench_api_key"] or drill.access["api_key"]
+    context = ssl.create_default_context(cafile=drill.access["ca_file"])
+    request = urllib.request.Request(load.url, b"{}", {"X-Api-Key": old})
+    try:
+        urllib.request.urlopen(request, context=context, timeout=10)
+        answered = 200
+    except urllib.error.HTTPError as error:
+        answered = error.code
+    drill.check("the old key is refused", answered == 401, answered)
+
+
 DRILLS: dict[str, Callable[[Drill], None]] = {
     "releases": releases,
     "bad_releases": bad_releases,
     "interrupted": interrupted,
     "container_dies": container_dies,
     "gateway_reloads": gateway_reloads,
+    "key_rotation": key_rotation,
+    "canaries": canaries,
 }
 
 

@@ -1,7 +1,9 @@
 """What the baseline leaves behind, on a plain image and on a Deep Learning AMI's; other systems are refused."""
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
@@ -71,3 +73,55 @@ def test_other_system_is_refused_by_name_and_nothing_is_changed(host, monkeypatc
     assert "inventories/test" in said
     assert "changed=0 unreachable=0 failed=1" in said
     assert "321" not in host.file("/etc/systemd/journald.conf.d/groundcrew.conf").content_string
+
+
+def test_only_what_is_declared_is_let_in(host):
+    """Asked from this machine, which is another network namespace than the host's."""
+    address = next(a for a in host.interface.default().addresses if ":" not in a)
+    for port in (8000, 8001, 8003):
+        host.check_output(
+            f"systemctl is-active listen-{port} || systemd-run --unit=listen-{port} python3 -m http.server {port}"
+        )
+
+    def opens(port):
+        try:
+            with socket.create_connection((address, port), timeout=3):
+                return True
+        except ConnectionRefusedError:
+            return False
+
+    deadline = time.monotonic() + 10
+    while not opens(8000):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert opens(22) and not opens(8001) and not opens(8003)
+    assert "200" in host.check_output(
+        "python3 -c \"import urllib.request as r; print(r.urlopen('http://127.0.0.1:8001').status)\""
+    ), "what a host asks itself is not restricted"
+    rules = host.check_output("nft list table inet groundcrew")
+    assert "192.0.2.0/24" in rules and "8001-8002" in rules
+    # Without it they are open, so it is what refuses.
+    host.check_output("systemctl stop groundcrew-firewall")
+    try:
+        assert opens(8001) and opens(8003)
+    finally:
+        host.check_output("systemctl start groundcrew-firewall")
+    assert not opens(8001)
+    assert host.service("groundcrew-firewall").is_enabled
+
+
+def test_rules_that_let_nobody_in_are_refused_or_taken_away(host):
+    name = host.check_output("hostname")
+
+    def converge(rules):
+        wish = json.dumps({"baseline_firewall": rules})
+        return cloud.role("baseline", "-e", wish, "-l", name)
+
+    done = converge([{"name": "pages", "ports": [80]}])
+    assert done.returncode != 0 and "let nobody log in" in done.stdout
+    done = converge([{"name": "logins", "ports": [22], "sources": ["192.0.2.7"]}])
+    assert done.returncode != 0 and "rules were taken away again" in done.stdout
+    assert not host.service("groundcrew-firewall").is_running
+    # As it was.
+    assert cloud.role("baseline", "-l", name).returncode == 0
+    assert host.service("groundcrew-firewall").is_running

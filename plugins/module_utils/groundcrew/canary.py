@@ -140,9 +140,17 @@ def _alike(found: Any, expected: Any) -> bool:
 
 
 def judge(
-    stable: str, canary: str, found: Mapping[str, Seen], said: Mapping[str, Any], limits: Limits
+    stable: str,
+    canary: str,
+    found: Mapping[str, Seen],
+    said: Mapping[str, Any],
+    limits: Limits,
+    share: int,
 ) -> list[str]:
-    """Why the new version must not take more, a line each; none: it may."""
+    """Why the new version must not take more, a line each; none: it may.
+
+    With a share of 0, before anybody was sent to it, its answers alone are judged.
+    """
     old, new = found.get(stable, Seen()), found.get(canary, Seen())
     reasons = []
     if not said["golden_ok"]:
@@ -152,6 +160,8 @@ def judge(
             f"it labels {said['alike']} of {said['cases']} golden cases of version {stable} alike, "
             f"{limits.agreement:.0%} are asked"
         )
+    if share == 0:
+        return reasons
     if new.requests < limits.requests:
         reasons.append(
             f"it answered {new.requests} requests, which is too few to judge: {limits.requests} are asked"
@@ -225,8 +235,17 @@ def step(
             "errors": own.errors,
             "p95_ms": own.p95_ms(),
         }
-    record["reasons"] = judge(stable, canary, found, said, Limits(**limits))
+    record["reasons"] = judge(stable, canary, found, said, Limits(**limits), share)
     return record
+
+
+def summary(records: Sequence[Mapping[str, Any]], stable: str, canary: str) -> str:
+    """How many requests the new version answered, and why it must not go on if it must not."""
+    new = sum(record[f"version_{canary}"]["requests"] for record in records)
+    both = new + sum(record[f"version_{stable}"]["requests"] for record in records)
+    seen_by = f"It answered {new} of {both} requests."
+    reasons = [reason for record in records for reason in record["reasons"]]
+    return " ".join([seen_by, *(f"Why: {reason}." for reason in reasons)])
 
 
 def as_data(found: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:

@@ -71,18 +71,18 @@ def version(requests: int = 1000, errors: int = 0, ms: int = 4) -> Seen:
     ],
 )
 def test_a_version_goes_on_or_the_reason_is_said(new: Seen, said: dict[str, Any], why: str) -> None:
-    reasons = judge("1", "2", {"1": version(), "2": new}, said, Limits())
+    reasons = judge("1", "2", {"1": version(), "2": new}, said, Limits(), 5)
     assert (why in "; ".join(reasons)) if why else reasons == []
 
 
 def test_errors_that_both_have_are_not_the_new_ones() -> None:
     both = {"1": version(errors=50), "2": version(errors=52)}
-    assert judge("1", "2", both, GOOD, Limits()) == []
+    assert judge("1", "2", both, GOOD, Limits(), 50) == []
 
 
 def test_alone_it_is_judged_by_itself() -> None:
-    assert judge("1", "2", {"2": version(ms=400)}, GOOD, Limits()) == []
-    assert judge("1", "2", {"2": version(errors=100)}, GOOD, Limits()) != []
+    assert judge("1", "2", {"2": version(ms=400)}, GOOD, Limits(), 100) == []
+    assert judge("1", "2", {"2": version(errors=100)}, GOOD, Limits(), 100) != []
 
 
 def test_a_share_comes_from_the_version_that_serves() -> None:
@@ -162,3 +162,15 @@ def test_numbers_are_alike_within_a_tenth() -> None:
     assert not alike([0.1], [0.1, 0.9])
     assert not canary._alike({}, {"predictions": [1]})
     assert not canary._alike({"predictions": []}, {"predictions": []})
+
+
+def test_before_anybody_sees_it_its_answers_are_judged() -> None:
+    record = canary.step([], GOOD, "1", "2", 0, {})
+    assert record["reasons"] == []
+    refused = canary.step([], {**GOOD, "alike": 6}, "1", "2", 0, {})
+    assert "labels 6 of 10" in refused["reasons"][0]
+    said = canary.summary([record, refused], "1", "2")
+    assert said.startswith("It answered 0 of 0 requests. Why: it labels 6")
+    window = canary.as_data(seen([line()] * 3 + [line("1")] * 97, "digits"))
+    step = canary.step([window], GOOD, "1", "2", 3, {"requests": 3})
+    assert canary.summary([record, step], "1", "2") == "It answered 3 of 100 requests."
