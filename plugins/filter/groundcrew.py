@@ -85,6 +85,7 @@ class FilterModule:
             "groundcrew_service_fault": _filter(service_fault),
             "gateway_client_table": _filter(client_keys.table),
             "flows_allowed": _filter(flows.allowed),
+            "flows_security_groups": _filter(flows.security_groups),
             "flows_closed_to": _filter(flows.closed_to),
             "variant_ports": _filter(flows.variant_ports),
             "service_ports": _filter(flows.service_ports),

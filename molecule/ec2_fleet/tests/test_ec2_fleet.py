@@ -48,6 +48,36 @@ def test_instance_is_protected_and_tagged():
     assert [(volume["VolumeType"], volume["Encrypted"]) for volume in volumes] == [("gp3", True)]
 
 
+def test_security_groups_let_in_what_the_flows_say():
+    found = cloud.client("ec2").describe_security_groups(
+        Filters=[{"Name": "tag:Environment", "Values": ["test"]}]
+    )["SecurityGroups"]
+    groups = {group["GroupName"].removeprefix("groundcrew-test-"): group for group in found}
+    names = {group["GroupId"]: name for name, group in groups.items()}
+
+    def let_in(fleet):
+        """First port -> who."""
+        return {
+            rule["FromPort"]: {block["CidrIp"] for block in rule["IpRanges"]}
+            | {names[pair["GroupId"]] for pair in rule["UserIdGroupPairs"]}
+            for rule in groups[fleet]["IpPermissions"]
+        }
+
+    assert let_in("gateway")[443] == {"0.0.0.0/0"}
+    assert let_in("gateway")[22] == {"10.78.0.1/32"}
+    assert let_in("prediction")[18080] == {"gateway", "monitoring"}
+    everywhere = [
+        (fleet, port)
+        for fleet in groups
+        for port, sources in let_in(fleet).items()
+        if "0.0.0.0/0" in sources
+    ]
+    assert everywhere == [("gateway", 443)]
+    # The one host is in every fleet.
+    (interface,) = only_instance()["NetworkInterfaces"]
+    assert {group["GroupId"] for group in interface["Groups"]} == set(names)
+
+
 def test_the_store_is_versioned_encrypted_and_closed():
     s3 = cloud.client("s3")
     assert s3.get_bucket_versioning(Bucket="groundcrew-test-store")["Status"] == "Enabled"

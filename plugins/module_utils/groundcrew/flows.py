@@ -6,6 +6,9 @@ A flow is {name, from, to, ports}. `from` and `to` name fleets; `to` may be `all
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +40,8 @@ class Flows:
         operators: Iterable[str],
     ) -> None:
         self._fleets = {fleet: sorted(hosts) for fleet, hosts in fleets.items()}
-        self._addresses, self._operators = dict(addresses), sorted(operators)
+        self._addresses = dict(addresses)
+        self._operators = sorted(_network(operator) for operator in operators)
         self._flows = [self._checked(flow) for flow in flows]
 
     @staticmethod
@@ -110,24 +114,66 @@ class Flows:
             ]
         return found
 
-    def security_group(self, fleet: str) -> list[dict[str, Any]]:
-        """What an EC2 security group of a fleet lets in, as rules of amazon.aws.ec2_security_group.
-
-        Fleets are named as groups by {fleet}, for the caller to put into names of groups.
-        """
+    def security_group(self, fleet: str, prefix: str) -> list[dict[str, Any]]:
+        """What the EC2 security group <prefix><fleet> lets in, as rules of amazon.aws.ec2_security_group."""
         rules: list[dict[str, Any]] = []
         for flow in self._flows:
             if not (fleet in flow["to"] or ALL in flow["to"]) or not flow["ports"]:
                 continue
-            ports = {"proto": "tcp", "ports": sorted(flow["ports"]), "rule_desc": flow["name"]}
+            ports = {"proto": "tcp", "ports": _ranges(flow["ports"]), "rule_desc": flow["name"]}
             if WORLD in flow["from"]:
                 rules.append({**ports, "cidr_ip": ["0.0.0.0/0"]})
                 continue
             if OPERATORS in flow["from"] and self._operators:
                 rules.append({**ports, "cidr_ip": self._operators})
             sources = [source for source in flow["from"] if source in self._fleets]
-            rules += [{**ports, "fleet": source} for source in sources]
+            # A group that does not exist yet is made by the first rule that names it.
+            rules += [
+                {**ports, "group_name": prefix + source, "group_desc": group_description(source)}
+                for source in sources
+            ]
         return rules
+
+    def security_groups(self, prefix: str) -> list[dict[str, Any]]:
+        """One group a fleet that has hosts: [{"name", "description", "rules", "digest"}]."""
+        found = []
+        for fleet in sorted(self._fleets):
+            rules = self.security_group(fleet, prefix)
+            digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+            found.append(
+                {
+                    "name": prefix + fleet,
+                    "description": group_description(fleet),
+                    "rules": rules,
+                    "digest": digest,
+                }
+            )
+        return found
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(str(text)))
+    except ValueError as error:
+        raise GroundcrewError(
+            f"operators has '{text}', which is no address and no network ({error}). Write 203.0.113.7 or 203.0.113.0/24."
+        ) from error
+
+
+def group_description(fleet: str) -> str:
+    """It cannot be changed later, so it says nothing that may change."""
+    return f"Hosts of fleet {fleet}"
+
+
+def _ranges(ports: Iterable[int]) -> list[int | str]:
+    """Neighbours as one range: EC2 counts a rule for each."""
+    ranges: list[list[int]] = []
+    for port in sorted(set(ports)):
+        if ranges and port == ranges[-1][1] + 1:
+            ranges[-1][1] = port
+        else:
+            ranges.append([port, port])
+    return [first if first == last else f"{first}-{last}" for first, last in ranges]
 
 
 def _of(
@@ -152,6 +198,11 @@ def allowed(host: str, *environment: Any) -> list[dict[str, Any]]:
 def closed_to(host: str, *environment: Any) -> list[dict[str, Any]]:
     """See Flows.closed_to."""
     return _of(*environment).closed_to(host)
+
+
+def security_groups(prefix: str, *environment: Any) -> list[dict[str, Any]]:
+    """See Flows.security_groups."""
+    return _of(*environment).security_groups(prefix)
 
 
 def variant_ports(variants: Iterable[Mapping[str, Any]]) -> list[int]:

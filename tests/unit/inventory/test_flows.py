@@ -55,15 +55,32 @@ def test_what_no_flow_opens_must_refuse() -> None:
 
 
 def test_security_groups_name_fleets() -> None:
-    assert flows().security_group("gateway") == [
+    assert flows().security_group("gateway", "groundcrew-test-") == [
         {"proto": "tcp", "ports": [443], "rule_desc": "clients", "cidr_ip": ["0.0.0.0/0"]},
         {"proto": "tcp", "ports": [22], "rule_desc": "logins", "cidr_ip": ["198.51.100.0/24"]},
-        {"proto": "tcp", "ports": [9100], "rule_desc": "metrics", "fleet": "monitoring"},
+        {
+            "proto": "tcp",
+            "ports": [9100],
+            "rule_desc": "metrics",
+            "group_name": "groundcrew-test-monitoring",
+            "group_desc": "Hosts of fleet monitoring",
+        },
     ]
-    assert {"gateway"} == {
-        rule["fleet"] for rule in flows().security_group("prediction") if 18080 in rule["ports"]
-    }
-    assert len(flows(operators=[]).security_group("gateway")) == 2
+    assert flows().security_group("prediction", "x-")[1]["ports"] == ["18080-18081"]
+    assert len(flows(operators=[]).security_group("gateway", "x-")) == 2
+    groups = flows().security_groups("x-")
+    assert [group["name"] for group in groups] == [
+        "x-batch",
+        "x-gateway",
+        "x-monitoring",
+        "x-prediction",
+    ]
+    # A change of a flow changes the groups that it leads to, and no other.
+    changed = flows(flows=[*FLOWS[:2], {**FLOWS[2], "ports": [1]}, *FLOWS[3:]]).security_groups(
+        "x-"
+    )
+    differ = [a["name"] for a, b in zip(groups, changed, strict=True) if a["digest"] != b["digest"]]
+    assert differ == ["x-prediction"]
 
 
 def test_an_environment_need_not_have_every_fleet() -> None:
@@ -88,3 +105,9 @@ def test_ports_are_those_of_both_slots() -> None:
     variants = [{"host_port": 18080}, {"host_port": 10000, "grpc_port": 20000}]
     assert variant_ports(variants) == [10000, 10001, 18080, 18081, 20000, 20001]
     assert service_ports({"page": {"port": "8000"}}) == [8000, 8001]
+
+
+def test_operators_are_networks() -> None:
+    assert flows(operators=["10.0.0.254"]).allowed("p1")[0]["sources"] == ["10.0.0.254/32"]
+    with pytest.raises(GroundcrewError, match=r"'office'.*Write 203"):
+        flows(operators=["office"])
