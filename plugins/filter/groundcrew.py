@@ -15,7 +15,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
-from groundcrew import canary, client_keys, fingerprint, flows  # noqa: E402
+from groundcrew import canary, client_keys, fingerprint, flows, load  # noqa: E402
 from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
@@ -89,6 +89,9 @@ class FilterModule:
             "flows_closed_to": _filter(flows.closed_to),
             "variant_ports": _filter(flows.variant_ports),
             "service_ports": _filter(flows.service_ports),
+            "load_blame": _filter(load.blame_of),
+            "load_csv": _filter(load.csv_of),
+            "load_lines": _filter(load.lines),
             "canary_pair": _filter(canary.pair),
             "canary_weights": _filter(canary.weights),
             "canary_step": _filter(canary.step),

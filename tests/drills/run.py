@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import socket
 import ssl
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins/module_utils"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "molecule/shared"))
-from load import Load, Sample, body_of, figures
+from groundcrew.load import Load, Sample, body_of, figures
 from processes import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +128,20 @@ class Drill:
         if done.returncode != 0:
             raise SystemExit(f"{host}: {command}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    def secret(self, name: str) -> dict[str, str]:
+        """From the environment's secret store, by the stand-in's address."""
+        import boto3
+
+        client = boto3.client(
+            "secretsmanager",
+            endpoint_url=self.access["aws_endpoint_url"],
+            region_name=self.access["region"],
+            aws_access_key_id="embedded",
+            aws_secret_access_key="embedded",
+        )
+        value = client.get_secret_value(SecretId=f"groundcrew/{self.environment}/{name}")
+        return dict(json.loads(value["SecretString"]))
 
     def hosts(self, fleet: str) -> list[str]:
         return sorted(
@@ -322,11 +338,114 @@ def key_rotation(drill: Drill) -> None:
     drill.check("the old key is refused", answered == 401, answered)
 
 
+def host_dies(drill: Drill) -> None:
+    """A whole prediction host goes: only what was inside it may fail; it comes back by itself."""
+    (host, *others) = drill.hosts("prediction")
+    if not others:
+        drill.check("another host serves it too", True, "there is one host: nothing to drill")
+        return
+    load = drill.load()
+    settle(5)
+    docker("kill", host)
+    killed = load.now()
+    try:
+        settle(10)
+    finally:
+        docker("start", host)
+    started, back = load.now(), False
+    question = f"docker ps --quiet --filter name=^/{drill.model}-[0-9]+$"
+    while not back and load.now() < started + 60:
+        settle(2)
+        with contextlib.suppress(SystemExit):
+            back = bool(drill.on(host, question).strip().splitlines()[1:])
+    drill.check("it came back by itself", back, f"within {load.now() - started:.0f} s")
+    settle(5)
+    samples = load.stop()
+    drill.figures = figures(samples)
+    failed = [s for s in samples if s.failed]
+    drill.check("at most what was inside it failed", len(failed) <= load.connections, len(failed))
+    # A request's time counts from when it should have left.
+    late = [s for s in failed if s.at > killed + 3]
+    drill.check("none failed 3 s later", not late, len(late))
+
+
+def slow_and_greedy(drill: Drill) -> None:
+    """200 clients that never finish their headers, and one that floods: another client does not notice."""
+    load = drill.load()
+    settle(5 if drill.short else 15)
+    before = load.now()
+    address = urlsplit(drill.access["gateway_url"])
+    context = ssl.create_default_context(cafile=drill.access["ca_file"])
+    number = 50 if drill.short else 200
+    slow = []
+    for _ in range(number):
+        connection = context.wrap_socket(
+            socket.create_connection((address.hostname, address.port), timeout=20),
+            server_hostname=address.hostname,
+        )
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        slow.append(connection)
+    flood = subprocess.run(
+        [sys.executable, __file__, "--environment", drill.environment, "--flood", "8"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    flooded = json.loads(flood.stdout)
+    settle(5)
+    during = load.now()
+    cut = 0
+    for connection in slow:
+        connection.settimeout(0.5)
+        # Either an answer (408) and the end, or the end at once.
+        with contextlib.suppress(OSError):
+            while connection.recv(4096):
+                pass
+            cut += 1
+        connection.close()
+    samples = load.stop()
+    calm = figures([s for s in samples if s.at < before])
+    busy = figures([s for s in samples if before <= s.at < during])
+    drill.figures = {"before": calm, "during": busy, "flood": flooded, "slow clients cut": cut}
+    drill.none_failed(samples)
+    drill.check("the slow ones are cut", cut == number, f"{cut} of {number}")
+    drill.check("the flood is refused", flooded["refused"] > 0.9 * flooded["requests"], flooded)
+    # A short run has too few requests for a p99 that means something.
+    if not drill.short:
+        ratio = busy["p99_ms"] / calm["p99_ms"]
+        drill.check("the other's p99 at most doubles", ratio <= 2, round(ratio, 2))
+
+
+def flood_for(environment: str, seconds: float) -> None:
+    """A flood by client `flood`, in a process of its own; prints how many of its requests were refused (429)."""
+    drill = Drill(environment, "", 300, True)
+    key = drill.secret("clients/flood")["token"]
+    model = min(drill.models)
+    load = Load(
+        url=f"{drill.access['gateway_url']}/v1/models/{model}:predict",
+        headers={"X-Api-Key": key, "Content-Type": "application/json"},
+        body=b"{}",
+        ca_file=drill.access["ca_file"],
+        rate=drill.rate,
+        most_seconds=seconds,
+    ).start()
+    samples = load.wait()
+    refused = sum(s.failed.startswith("429") for s in samples)
+    print(json.dumps({"requests": len(samples), "refused": refused}))
+
+
+def docker(*arguments: str) -> None:
+    subprocess.run(["docker", *arguments], check=True, capture_output=True, timeout=60)
+
+
 DRILLS: dict[str, Callable[[Drill], None]] = {
     "releases": releases,
     "bad_releases": bad_releases,
     "interrupted": interrupted,
     "container_dies": container_dies,
+    "host_dies": host_dies,
+    "slow_and_greedy": slow_and_greedy,
     "gateway_reloads": gateway_reloads,
     "key_rotation": key_rotation,
     "canaries": canaries,
@@ -339,8 +458,12 @@ def main() -> None:
     parser.add_argument("--model", default="digits")
     parser.add_argument("--rate", type=float, default=200)
     parser.add_argument("--short", action="store_true", help="one of each instead of several")
+    parser.add_argument("--flood", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
     parser.add_argument("drills", nargs="*", metavar="DRILL", help=", ".join(DRILLS))
     wanted = parser.parse_args()
+    if wanted.flood:
+        flood_for(wanted.environment, wanted.flood)
+        return
     unknown = [name for name in wanted.drills if name not in DRILLS]
     if unknown:
         parser.error(f"no drill is called '{unknown[0]}'; there are {', '.join(DRILLS)}")

@@ -196,7 +196,16 @@ def test_grpc_through_the_gateway(access, expected):
 
 def test_nobody_notices_a_release_a_bad_one_a_death_and_reloads():
     """The short form of `make drill`, at a rate that leaves these processors time for the rest."""
-    drills = ["releases", "bad_releases", "container_dies", "gateway_reloads"]
+    drills = [
+        "releases",
+        "bad_releases",
+        "container_dies",
+        "host_dies",
+        "slow_and_greedy",
+        "gateway_reloads",
+        "key_rotation",
+        "canaries",
+    ]
     command = [sys.executable, ROOT / "tests/drills/run.py", "--environment=test", "--rate=40"]
     done = subprocess.run(
         [*command, "--short", *drills], capture_output=True, text=True, check=False, timeout=900
