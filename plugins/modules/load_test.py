@@ -56,7 +56,8 @@ def main() -> None:
     rate, seconds = parameters["rate"], parameters["seconds"]
     if not 0 < rate * seconds <= MOST_REQUESTS or seconds <= 0:
         module.fail_json(
-            msg=f"rate {rate:g} for {seconds:g} s is {rate * seconds:.0f} requests: make both more than 0 and their product at most {MOST_REQUESTS}."
+            msg=f"rate {rate:g} for {seconds:g} s is {rate * seconds:.0f} requests: make both more than 0 "
+            f"and their product at most {MOST_REQUESTS}."
         )
     try:
         key = model_store.prefix(parameters["model"], parameters["version"]) + "golden.json"

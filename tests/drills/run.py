@@ -283,16 +283,18 @@ def canaries(drill: Drill) -> None:
         {"version": worse, "weight": 0},
         {"version": slow, "weight": 0, "resources": {"cpus": 0.03, "memory": "256m"}},
     ]
+    if drill.short:
+        variants.pop()
+        del jobs["slow"]
     own = {key: value for key, value in first.items() if key not in ("version", "variants")}
     models = {**drill.models, drill.model: {**own, "variants": variants}}
     declared = ("-e", json.dumps({"models": models, "training_jobs": jobs}))
-    status, output = drill.release(*declared, playbook="deploy.yml")
-    drill.check("three versions are deployed", status == 0, output[-2000:] if status else "yes")
+    for playbook in ("playbooks/train.yml", PLAYBOOK, "playbooks/deploy_gateway.yml"):
+        status, output = drill.release(*declared, playbook=playbook)
+        drill.check(f"{playbook} of all versions", status == 0, output[-2000:] if status else "yes")
     load = drill.load()
-    for name, version, why in (
-        ("worse", worse, "golden cases of version"),
-        ("slow", slow, "its p95 is"),
-    ):
+    tries = (("worse", worse, "golden cases of version"), ("slow", slow, "its p95 is"))
+    for name, version, why in tries[: 1 if drill.short else None]:
         status, output = drill.release(
             *declared,
             *("-e", f"model={drill.model}", "-e", f"version={version}"),
@@ -305,8 +307,9 @@ def canaries(drill: Drill) -> None:
     samples = load.stop()
     drill.figures["load"] = figures(samples)
     drill.none_failed(samples)
-    status, output = drill.release(playbook="deploy.yml")
-    drill.check("the inventory's own release is deployed again", status == 0, output[-2000:])
+    if not drill.short:
+        status, output = drill.release(playbook="deploy.yml")
+        drill.check("the inventory's own release is deployed again", status == 0, output[-2000:])
 
 
 def key_rotation(drill: Drill) -> None:

@@ -190,7 +190,7 @@ def phases(sample: Sample, log: Mapping[str, Sequence[int]]) -> dict[str, float]
     found = {"total": total}
     entry = log.get(sample.request_id)
     if entry is not None:
-        waited, connected, answered, all_of_it = (max(0, value) for value in entry)
+        waited, _, answered, all_of_it = (max(0, value) for value in entry)
         found["client"] = max(0.0, total - all_of_it)
         found["gateway"] = max(0.0, float(all_of_it - waited - answered))
         found["queue"] = float(waited) + (sample.queue_ms or 0.0)
