@@ -97,8 +97,9 @@ class Drill:
             self.environment,
             *arguments,
         ]
+        # The controller is another machine than the fleet; where it is the same one, it must not take the fleet's processors.
         return subprocess.Popen(
-            command,
+            ["nice", "-n", "15", *command],
             cwd=ROOT,
             env=self._environment,
             text=True,
