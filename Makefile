@@ -34,9 +34,9 @@ lint: ## Run the linters alone
 unit: ## Run the unit tests alone
 	@tests/run unit
 
-bench: ## Measure against peers on this machine (build/bench/*.json; bench=conda or bench=serving for one)
+bench: ## Measure against peers on this machine (build/bench/*.json; bench=conda, serving or gateway for one)
 	@./setup.sh dev
-	@status=0; for name in $(or $(bench),conda serving); do .venv/bin/python tests/bench/$$name.py || status=1; done; exit $$status
+	@status=0; for name in $(or $(bench),conda serving gateway); do .venv/bin/python tests/bench/$$name.py || status=1; done; exit $$status
 
 drill: ## Break a running system on purpose, under load, and see who notices (build/drills/*.json; drill=NAME for one)
 	@./setup.sh dev

@@ -21,13 +21,14 @@ class BenchError(Exception):
     """Something did not run or answered wrongly, so that there is nothing to measure."""
 
 
-def install_wrk() -> None:
-    """wrk from the distribution, unless it is there."""
-    if shutil.which("wrk"):
+def install(program: str, package: str = "") -> None:
+    """A program from the distribution, unless it is there."""
+    if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin"):
         return
     sudo = [] if os.getuid() == 0 else ["sudo"]
-    print("bench | wrk from the distribution", flush=True)
-    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "wrk"]):
+    package = package or program
+    print(f"bench | {package} from the distribution", flush=True)
+    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
         done = subprocess.run(
             [*sudo, "apt-get", *words],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
@@ -37,8 +38,8 @@ def install_wrk() -> None:
         )
         if done.returncode != 0:
             raise BenchError(
-                f"wrk is missing and apt-get {words[0]} failed: {done.stderr.strip()}\n"
-                "Install wrk yourself (apt-get install wrk), then run it again."
+                f"{program} is missing and apt-get {words[0]} failed: {done.stderr.strip()}\n"
+                f"Install it yourself (apt-get install {package}), then run it again."
             )
 
 
@@ -48,10 +49,13 @@ def measure(
     bodies: Sequence[Any],
     connections: int,
     seconds: float,
+    rate: float = 0,
+    namespace_of: int = 0,
 ) -> dict[str, float]:
     """What one run of wrk found. Raises BenchError when any request was not answered with success.
 
-    wrk checks no certificate: whoever measures TLS asks once with a client that does.
+    rate: requests a second, on schedule; 0 is as many as are answered. namespace_of: a process whose
+    network is used. wrk checks no certificate: whoever measures TLS asks once with a client that does.
     """
     lines = [f"{name}: {value}" for name, value in headers.items()]
     with tempfile.NamedTemporaryFile("w", suffix=".requests") as file:
@@ -60,12 +64,22 @@ def measure(
         command = ["wrk", "--threads", "1", "--connections", str(connections)]
         command += ["--duration", f"{seconds:g}s", "--timeout", "10s"]
         command += ["--script", str(SCRIPT), url, "--", file.name]
+        command += [f"{rate:g}"] if rate else []
+        command = [*in_namespace(namespace_of), *command]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=seconds + 60
         )
     if done.returncode != 0:
         raise BenchError(f"wrk at {url} failed: {done.stdout}{done.stderr}")
     return parse(done.stdout, url)
+
+
+def in_namespace(process: int) -> list[str]:
+    """The beginning of a command that uses the network of a process; nothing for 0."""
+    if not process:
+        return []
+    sudo = [] if os.getuid() == 0 else ["sudo"]
+    return [*sudo, "nsenter", f"--net=/proc/{process}/ns/net"]
 
 
 def parse(output: str, url: str) -> dict[str, float]:

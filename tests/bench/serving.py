@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from load import BenchError, container_memory_mb, install_wrk, measure, medians, table
+from load import BenchError, container_memory_mb, install, measure, medians, table
 from sklearn.datasets import load_digits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -522,7 +522,7 @@ def main() -> int:
     rounds: dict[str, list[dict[str, dict[str, float]]]] = {}
     failed: dict[str, str] = {}
     local: dict[str, dict[str, dict[str, float]]] = {}
-    install_wrk()
+    install("wrk")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         cases = prepare(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import gateway
 import pytest
 from load import BenchError, container_memory_mb, measure, medians, parse, table
 
@@ -71,3 +72,36 @@ def test_memory_of_a_service_and_its_backend():
     assert container_memory_mb(stats, "digits-1") == 641.7
     with pytest.raises(BenchError, match="digits-2"):
         container_memory_mb(stats, "digits-2")
+
+
+def test_a_steady_rate_and_a_network_are_words_of_the_command(monkeypatch, tmp_path):
+    for name in ("wrk", "nsenter", "sudo"):
+        program = tmp_path / name
+        program.write_text(
+            f"#!/bin/sh\necho \"$0 $@\" >>{tmp_path}/words\necho 'groundcrew {json.dumps(FIGURES)}'\n"
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    measure("http://x", {}, [{}], 64, 1, rate=2000)
+    measure("http://x", {}, [{}], 64, 1, namespace_of=7)
+    steady, elsewhere = (tmp_path / "words").read_text().splitlines()
+    assert steady.endswith(" 2000")
+    assert "--net=/proc/7/ns/net wrk" in elsewhere
+
+
+def test_targets_of_the_gateway():
+    def figures(rate, p50):
+        return {"requests_per_second": rate, "p50_ms": p50, "p99_ms": 9.0}
+
+    steady = {
+        gateway.DIRECT: figures(2000, 1.0),
+        gateway.HAPROXY: figures(2000, 1.4),
+        gateway.NGINX: figures(2000, 2.0),
+    }
+    saturated = {
+        gateway.DIRECT: figures(10000, 1.0),
+        gateway.HAPROXY: figures(5800, 1.0),
+        gateway.NGINX: figures(6000, 1.0),
+    }
+    targets = gateway.targets_of(steady, saturated)
+    assert [(t["value"], t["met"]) for t in targets] == [(0.4, True), (0.58, True), (0.967, False)]
