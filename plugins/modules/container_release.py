@@ -52,7 +52,7 @@ options:
       strategy: {type: str, description: "blue_green (when left out, with a host_port and no GPU) or replace."}
       ready:
         type: dict
-        description: "Proof: golden (a file) and path, or path alone (HTTP 200); running_seconds."
+        description: "Proof: golden (a file) and path, or path alone (HTTP 200); running_seconds, steady_seconds."
       ready_timeout_seconds: {type: float, description: Most seconds until it is ready.}
       resources: {type: dict, description: "Limits: cpus, memory, gpus."}
       command: {type: list, elements: str, description: Arguments instead of the image's.}

@@ -111,7 +111,9 @@ def container_memory_mb(stats: str, service: str) -> float:
     units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
     used = []
     for container in map(json.loads, stats.splitlines()):
-        if container["Name"] == service or container["Name"].startswith(f"{service}-"):
+        name, own = container["Name"].replace("_", "-"), service.replace("_", "-")
+        # A backend is named for its service, as a host name: without underscores.
+        if name == own or name.startswith(f"{own}-"):
             [(number, unit)] = re.findall(r"^([0-9.]+)([A-Za-z]+)", container["MemUsage"])
             used.append(float(number) * units[unit])
     if not used:

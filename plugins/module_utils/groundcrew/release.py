@@ -737,7 +737,9 @@ class Releaser:
                 self._wait_for_port(port)
             begun = self._host.monotonic()
             self._engine.start(trial)
-            self._wait(trial, service, port)
+            # What serves can go on, so there is time to see whether the new one stays up.
+            steady = beside and any(container.state == "running" for container in serving)
+            self._wait(trial, service, port, service.ready.steady_seconds if steady else 0.0)
             ready_ms = self._since(begun)
         except GroundcrewError as error:
             tail = self._tail(trial) if trial in self._containers else ""
@@ -894,10 +896,13 @@ class Releaser:
                 raise GroundcrewError(f"{self._address}:{port} cannot be listened on: {reason}.")
             self._host.sleep(0.2)
 
-    def _wait(self, name: str, service: Service, port: int | None) -> None:
-        """Return once the container is ready. Raises GroundcrewError when it stops, restarts or
-        takes too long.
+    def _wait(
+        self, name: str, service: Service, port: int | None, steady_seconds: float = 0.0
+    ) -> None:
+        """Return once the container is ready and has stayed up for long enough. Raises
+        GroundcrewError when it stops, restarts or takes too long.
         """
+        running_seconds = max(service.ready.running_seconds, steady_seconds)
         begun = self._host.monotonic()
         deadline = begun + service.ready_timeout_seconds
         pause = 0.1
@@ -908,7 +913,7 @@ class Releaser:
             if fault is not None:
                 raise GroundcrewError(f"{fault} Last readiness answer: {answer}.")
             now = self._host.monotonic()
-            if ready and now - begun >= service.ready.running_seconds:
+            if ready and now - begun >= running_seconds:
                 return
             if now >= deadline:
                 raise GroundcrewError(
@@ -917,7 +922,7 @@ class Releaser:
                 )
             if ready or service.ready.path is None or port is None:
                 ready = True
-                pause = max(0.0, min(_LONGEST_PAUSE, begun + service.ready.running_seconds - now))
+                pause = max(0.0, min(_LONGEST_PAUSE, begun + running_seconds - now))
             else:
                 timeout = max(0.1, min(_PROBE_SECONDS, deadline - now))
                 ready, answer = self._host.probe(service, self._address, port, timeout)

@@ -65,7 +65,7 @@ BACKEND_KEYS = (
     "config",
     "secrets",
 )
-READY_KEYS = ("golden", "path", "running_seconds")
+READY_KEYS = ("golden", "path", "running_seconds", "steady_seconds")
 RESOURCE_KEYS = ("cpus", "memory", "gpus")
 MOUNT_KEYS = ("source", "target", "read_only")
 
@@ -98,12 +98,13 @@ class Ready:
 
     golden: file on the host with requests and the right answers; path: where they are posted, or,
     without golden, what has to answer 200; running_seconds: how long the container has to have
-    stayed up.
+    stayed up; steady_seconds: how long, when there is one that serves, which could go on instead.
     """
 
     golden: str | None = None
     path: str | None = None
     running_seconds: float = 0.0
+    steady_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -295,12 +296,13 @@ def parse_service(raw: Any) -> Service:
         absent=absent,
     )
     check.targets(service)
-    if service.ready.running_seconds >= service.ready_timeout_seconds:
-        raise check.error(
-            "ready_timeout_seconds",
-            service.ready_timeout_seconds,
-            f"more than ready.running_seconds, {service.ready.running_seconds}",
-        )
+    for key in ("running_seconds", "steady_seconds"):
+        if getattr(service.ready, key) >= service.ready_timeout_seconds:
+            raise check.error(
+                "ready_timeout_seconds",
+                service.ready_timeout_seconds,
+                f"more than ready.{key}, {getattr(service.ready, key)}",
+            )
     if service.ready.path is not None and service.listening_port is None and not absent:
         raise check.error(
             "ready", service.ready.path, "a host_port (or network: host and a port) to ask at"
@@ -393,6 +395,8 @@ def _plain(service: Service) -> dict[str, Any]:
         ready["path"] = service.ready.path
     if service.ready.running_seconds:
         ready["running_seconds"] = service.ready.running_seconds
+    if service.ready.steady_seconds:
+        ready["steady_seconds"] = service.ready.steady_seconds
     limits = {"cpus": service.cpus, "memory": service.memory, "gpus": service.gpus}
     return {
         "name": service.name,
@@ -599,7 +603,10 @@ class _Check:
         # Without a question to ask, staying up is the only proof there is.
         least = 2 if path is None else 0
         return Ready(
-            golden, path, self.seconds("ready.running_seconds", entry.get("running_seconds", least))
+            golden,
+            path,
+            self.seconds("ready.running_seconds", entry.get("running_seconds", least)),
+            self.seconds("ready.steady_seconds", entry.get("steady_seconds", 0)),
         )
 
     def cpus(self, value: Any) -> float | None:

@@ -65,6 +65,9 @@ _FIRST_PORT, _PORT_BLOCKS, _PORTS_A_MODEL = 10000, 1000, 8
 # A framework that speaks gRPC too does so on the host at this distance from host_port.
 _GRPC_DISTANCE = 10000
 
+# A release that starts well and dies soon must not have replaced one that serves.
+STEADY_SECONDS = 8
+
 # Where the application finds what it is given.
 API_KEY_FILE = "/run/secrets/api_key"
 PREDICTION_CA_FILE = "/etc/groundcrew/prediction-ca.pem"
@@ -172,7 +175,11 @@ def prediction_service(
         "mounts": [{"source": source, "target": target, "read_only": True}],
         "port": framework["port"],
         "host_port": variant["host_port"],
-        "ready": {"golden": f"{source}/golden.json", "path": f"/v1/models/{model}:predict"},
+        "ready": {
+            "golden": f"{source}/golden.json",
+            "path": f"/v1/models/{model}:predict",
+            "steady_seconds": STEADY_SECONDS,
+        },
         "manifest_sha256": str(manifest) if manifest else None,
     }
     own = _resources(framework.get("resources", {}))
@@ -276,7 +283,7 @@ def application_service(
         # PORT tells it which of its two ports it has.
         "strategy": service.get("strategy", "blue_green"),
         "port": service["port"],
-        "ready": service.get("ready", {"path": "/healthz"}),
+        "ready": {"steady_seconds": STEADY_SECONDS, **service.get("ready", {"path": "/healthz"})},
         "secrets": {API_KEY_FILE: settings["api_key"]},
     }
     if settings.get("prediction_ca"):

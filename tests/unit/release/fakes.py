@@ -31,10 +31,12 @@ class Box:
     labels: dict[str, str]
     behaviour: str
     restarts: int = 0
+    seconds: float = 0.0  # that it has been waited for while it ran
 
 
 class FakeEngine:
-    """Takes BEHAVIOUR from a container's environment: good, exits, restarts, silent or wrong."""
+    """Takes BEHAVIOUR from a container's environment: good, exits, restarts, silent, wrong or dies (after
+    five good seconds)."""
 
     def __init__(self) -> None:
         self.boxes: dict[str, Box] = {}
@@ -176,7 +178,7 @@ class FakeHost:
                 if box.behaviour == "silent":
                     self.now += timeout
                     return False, "timed out"
-                return box.behaviour in ("good", "restarts"), f"a {box.behaviour} answer"
+                return box.behaviour in ("good", "restarts", "dies"), f"a {box.behaviour} answer"
         return False, "refused"
 
     def taken(self, address: str, port: int) -> str | None:
@@ -193,3 +195,8 @@ class FakeHost:
         if self._engine.dead:
             raise Killed
         self.now += max(seconds, 0.01)
+        for box in self._engine.boxes.values():
+            if box.status == "running":
+                box.seconds += seconds
+                if box.behaviour == "dies" and box.seconds > 5:
+                    box.status = "exited"

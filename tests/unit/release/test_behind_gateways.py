@@ -217,6 +217,25 @@ def test_a_full_disk_is_said_before_anything_is_pulled(fleet: Fleet, a_service: 
     assert not [c for c in fleet.world.engine.calls if c.startswith("pull")]
 
 
+def test_one_that_starts_well_and_dies_soon_does_not_take_over(
+    fleet: Fleet, a_service: Any
+) -> None:
+    proof = {**a_service()["ready"], "steady_seconds": 8}
+    # With nothing to protect nobody waits.
+    fleet.deploy(a_service(ready=proof))
+    assert fleet.world.host.now < 2
+    served = fleet.sent_to
+    with pytest.raises(ReleaseError, match=r"was refused: .*serves on"):
+        fleet.deploy(a_service("dies", ready=proof))
+    assert fleet.sent_to == served and fleet.answers()
+    assert fleet.world.status() == {"digits-1": "running"}
+    # And a good one does, later.
+    before = fleet.world.host.now
+    fleet.deploy(a_service(ready=proof, env={"WORKERS": 2}))
+    assert fleet.sent_to != served and fleet.answers()
+    assert fleet.world.host.now - before >= 8
+
+
 def test_images_are_fetched_before_a_release_and_not_twice(fleet: Fleet) -> None:
     there = "registry.example/stub@sha256:" + "c" * 64
     fleet.world.engine.images = {there}
