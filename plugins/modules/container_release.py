@@ -24,7 +24,7 @@ options:
       - released is all in one.
       - ready starts what changed beside what serves and hands it over; what is not declared any more
         runs on. settled stops what was replaced. replaced is released without the removal of what is
-        not declared any more: for services that were drained before, see C(replacing). withdrawn says that what was handed over is not to
+        not declared any more, for services that were drained before, see C(replacing). withdrawn says that what was handed over is not to
         serve, for the gateways and for a settled after it. query does nothing. pulled fetches C(images) and
         nothing else, so that a release of many hosts has none of that in its batches.
     type: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SecretStore]:
         monkeypatch.setenv(name, "testing")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with mock_aws():
-        store = SecretStore(boto3.client("secretsmanager", "us-east-1"), "groundcrew/test")
+        # moto keeps one cloud a process, whoever else uses it.
+        prefix = f"groundcrew/{uuid.uuid4()}"
+        store = SecretStore(boto3.client("secretsmanager", "us-east-1"), prefix)
         store.ensure(WANTED)
         yield store
 

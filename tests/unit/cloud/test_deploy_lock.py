@@ -17,7 +17,8 @@ from groundcrew.deploy_lock import KEY, acquire, release, run_of
 from groundcrew.errors import GroundcrewError
 from moto import mock_aws
 
-BUCKET = "groundcrew-test-store"
+# moto keeps one cloud a process, whoever else uses it.
+BUCKET = "groundcrew-lock-test-store"
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -32,6 +33,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with mock_aws():
         client = boto3.client("s3", "us-east-1")
         client.create_bucket(Bucket=BUCKET)
+        client.delete_object(Bucket=BUCKET, Key=KEY)
         yield client
 
 
