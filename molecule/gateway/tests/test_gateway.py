@@ -173,9 +173,11 @@ def test_a_key_is_for_its_models_and_paths(ask):
         assert why in error_of(answer)
 
 
-def grpc_request(model: bytes) -> str:
-    """A gRPC message that holds a PredictRequest with model_spec.name, in hex."""
+def grpc_request(model: bytes, version: int = 0) -> str:
+    """A gRPC message that holds a PredictRequest with model_spec.name and .version, in hex."""
     spec = b"\x0a" + bytes([len(model)]) + model
+    if version:
+        spec += b"\x12\x02\x08" + bytes([version])
     request = b"\x0a" + bytes([len(spec)]) + spec
     return (b"\0" + len(request).to_bytes(4, "big") + request).hex()
 
@@ -199,6 +201,28 @@ def test_grpc_needs_a_key_and_a_model_that_speaks_it(ask, model, headers, status
     )
     # 503: the right backend, whose server does not listen. What it answers is tested with the whole system.
     assert answer["status"] == status, answer
+
+
+@pytest.mark.parametrize(("version", "status"), [(1, 503), (2, 404), (3, 404)])
+def test_grpc_asks_for_a_version(ask, version, status):
+    answer = ask(
+        {
+            "path": "/tensorflow.serving.PredictionService/Predict",
+            "headers": {"content-type": "application/grpc", **KEY},
+            "hex": grpc_request(b"versioned", version),
+        }
+    )
+    assert answer["status"] == status, answer
+
+
+def test_a_version_without_grpc_takes_no_share_of_it(ask):
+    request = {
+        "path": "/tensorflow.serving.PredictionService/Predict",
+        "headers": {"content-type": "application/grpc", **KEY},
+        "hex": grpc_request(b"versioned"),
+    }
+    answers = ask(*[request] * 30)
+    assert {(a["status"], a["headers"]["x-model-version"]) for a in answers} == {(503, "1")}
 
 
 def test_a_service_sees_only_headers_of_the_gateway(ask):
