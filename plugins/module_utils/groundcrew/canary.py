@@ -82,7 +82,7 @@ def seen(lines: Iterable[str], model: str) -> dict[str, Seen]:
 
 
 def together(windows: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Seen]:
-    """What several gateways saw, as module gateway_window returns it."""
+    """What several gateways saw, as module gateway_log returns it."""
     found: dict[str, Seen] = {}
     for window in windows:
         for version, counts in window.items():

@@ -227,7 +227,7 @@ def body_of(request: dict[str, Any]) -> bytes:
 def _together(
     samples: Sequence[Sequence[Any]], logs: Sequence[Mapping[str, Sequence[int]]]
 ) -> tuple[list[Sample], dict[str, Sequence[int]]]:
-    """As modules load_test and gateway_phases return them."""
+    """As modules load_test and gateway_log return them."""
     return [Sample(*sample) for sample in samples], {k: v for log in logs for k, v in log.items()}
 
 

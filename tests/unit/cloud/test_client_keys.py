@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from groundcrew.client_keys import change, find, table
 from groundcrew.errors import GroundcrewError
 from groundcrew.secret_store import SecretStore
-from moto import mock_aws
 
 OURS = {"name": "application"}
 PARTNER = {"name": "partner", "external": True, "models": ["digits"]}
@@ -19,18 +17,13 @@ WANTED = {"clients/application": {"kind": "token"}, "clients/partner": {"kind": 
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SecretStore]:
+def store(aws: None) -> SecretStore:
     import boto3
 
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        # moto keeps one cloud a process, whoever else uses it.
-        prefix = f"groundcrew/{uuid.uuid4()}"
-        store = SecretStore(boto3.client("secretsmanager", "us-east-1"), prefix)
-        store.ensure(WANTED)
-        yield store
+    # moto keeps one cloud a process, whoever else uses it.
+    made = SecretStore(boto3.client("secretsmanager"), f"groundcrew/{uuid.uuid4()}")
+    made.ensure(WANTED)
+    return made
 
 
 def kept(store: SecretStore, name: str) -> dict[str, Any]:

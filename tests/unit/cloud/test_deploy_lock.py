@@ -15,7 +15,6 @@ import pytest
 from groundcrew import deploy_lock
 from groundcrew.deploy_lock import KEY, acquire, release, run_of
 from groundcrew.errors import GroundcrewError
-from moto import mock_aws
 
 # moto keeps one cloud a process, whoever else uses it.
 BUCKET = "groundcrew-lock-test-store"
@@ -24,17 +23,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def s3(aws: None) -> Any:
     import boto3
 
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        client = boto3.client("s3", "us-east-1")
-        client.create_bucket(Bucket=BUCKET)
-        client.delete_object(Bucket=BUCKET, Key=KEY)
-        yield client
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    client.delete_object(Bucket=BUCKET, Key=KEY)
+    return client
 
 
 def take(s3: Any, run: str, **more: Any) -> deploy_lock.Lock:
