@@ -468,14 +468,18 @@ def test_no_server(ask):
     assert error_of(answer)
 
 
-def test_a_failing_server_is_replaced_within_the_request(ask):
+@pytest.mark.parametrize(("size", "served"), [(100, True), (120_000, True), (300_000, False)])
+def test_a_failing_server_is_replaced_within_the_request(ask, size, served):
+    """As long as the request is in the gateway's buffer of 128 KiB."""
     failing = {
         "path": "/v1/models/digits:predict",
         "headers": {**KEY, "X-Fail-Port": "18081"},
-        "bytes": 100,
+        "bytes": size,
     }
     answers = ask(*[failing] * 10)
-    assert [json.loads(a["body"])["port"] for a in answers] == [18080] * 10
+    assert {json.loads(a["body"])["port"] for a in answers if a["status"] == 200} == {18080}
+    assert all(a["status"] == 200 for a in answers) == served
+    assert {a["status"] for a in answers} <= {200, 503}
 
 
 def test_log_has_no_key(host, ask):
