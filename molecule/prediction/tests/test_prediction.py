@@ -144,6 +144,22 @@ def test_a_server_that_dies_comes_back_and_takes_nobody_with_it(host, model):
     wait_for(lambda: answers(model), f"{model} to answer again")
 
 
+@pytest.mark.parametrize("model", ["digits_mx", "digits_ox"])
+def test_a_worker_that_dies_of_a_request_is_started_again(host, model):
+    """What a crash of the model's library is: the process that predicts is gone in the middle of its work."""
+    top = host.check_output("docker top %s -eo pid,args", backend_of(host, model))
+    workers = [line.split()[0] for line in top.splitlines() if "model_service_worker" in line]
+    assert workers, top
+    host.check_output("kill -9 %s", " ".join(workers[:1]))
+    assert all(answers(name) for name in VARIANTS if name != model)
+    wait_for(lambda: answers(model), f"{model} to answer again")
+    # Its server went on: only the worker was started anew.
+    after = host.check_output("docker top %s -eo pid,args", backend_of(host, model))
+    assert workers[0] not in [line.split()[0] for line in after.splitlines()]
+    state = host.check_output("docker inspect -f {{.RestartCount}} %s", backend_of(host, model))
+    assert state == "0"
+
+
 @pytest.mark.parametrize("model", ["digits", "digits_mx"])
 def test_a_model_file_that_was_damaged_is_refused_by_name(host, model):
     name = "model.joblib" if model == "digits" else f"{model}.mar"
