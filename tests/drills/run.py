@@ -207,6 +207,18 @@ def bad_releases(drill: Drill) -> None:
         status, output = drill.release("-e", drill.changed_models(**wish))
         drill.check(f"{name}: the run fails", status != 0, f"exit status {status}")
         drill.check(f"{name}: says what serves", "serves on" in output, output[-1500:])
+    # Ready and right, and dead five seconds after its start.
+    (host, *_) = drill.hosts("prediction")
+    process = drill.start("-e", drill.changed_models(env={"DRILL": f"{time.time():.0f}"}))
+    drill.on(
+        host,
+        "for i in $(seq 600); do"
+        f" id=$(docker ps --quiet --filter name=^/{drill.model}-[0-9]+-next$);"
+        ' if [ -n "$id" ]; then sleep 4; docker kill $id; exit; fi; sleep 0.2; done',
+    )
+    output, _ = process.communicate(timeout=900)
+    drill.check("dies after five seconds: the run fails", process.returncode != 0, output[-1500:])
+    drill.check("dies after five seconds: says what serves", "serves on" in output, output[-1500:])
     samples = load.stop()
     drill.none_failed(samples)
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-BUILD = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "build/test"
+ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+BUILD = ROOT / "build/test"
 PRIVATE = ("10.78.0.10", "127.", "[::1]")
 
 
@@ -33,3 +36,12 @@ def test_only_gateway_and_sshd_listen_on_every_address(host):
     sockets = host.check_output("ss -Htln | awk '{print $4}'").split()
     public = {address.rsplit(":", 1)[1] for address in sockets if not address.startswith(PRIVATE)}
     assert public <= {"22", "443"}, sockets
+
+
+def test_nobody_notices_a_release_on_one_host():
+    """The short form of a drill (tests/drills/run.py): there is no other host to take the requests meanwhile."""
+    command = [sys.executable, ROOT / "tests/drills/run.py", "--environment=test", "--rate=40"]
+    done = subprocess.run(
+        [*command, "--short", "releases"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
