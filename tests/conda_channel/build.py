@@ -203,3 +203,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # py-rattler's threads may outlive what they use while the interpreter ends (a segmentation fault, after all was done).
+    sys.stdout.flush()
+    os._exit(0)
