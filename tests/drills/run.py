@@ -316,7 +316,9 @@ def canaries(drill: Drill) -> None:
         )
         drill.check(f"{name}: it goes back", status != 0 and "went back to 0 %" in output, status)
         drill.check(f"{name}: it says why", why in output, output[-1500:])
-        drill.figures[name] = json.loads((drill.build / "canary.json").read_text())["steps"]
+        steps = json.loads((drill.build / "canary.json").read_text())["steps"]
+        drill.check(f"{name}: it answers", "10 of 10" in steps[0]["golden"], steps[0]["golden"])
+        drill.figures[name] = steps
     samples = load.stop()
     drill.figures["load"] = figures(samples)
     drill.none_failed(samples)
