@@ -34,7 +34,6 @@ class Sample:
     failed: str
     model_ms: float | None
     queue_ms: float | None
-    service_ms: float | None
     request_id: str
 
 
@@ -73,9 +72,7 @@ class Load:
 
     def stop(self) -> list[Sample]:
         self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        return self.samples
+        return self.wait()
 
     def wait(self) -> list[Sample]:
         """Until it ends by itself."""
@@ -127,7 +124,6 @@ class Load:
                     failed,
                     said.get("model"),
                     said.get("queue"),
-                    said.get("total"),
                     request_id,
                 )
             )

@@ -8,7 +8,7 @@ from groundcrew.load import Sample, blame, blame_of, csv_of, lines, logged, perc
 
 
 def sample(number: int = 0, ms: float = 10.0, failed: str = "") -> Sample:
-    return Sample(number / 100, ms / 1000, failed, 2.0, 1.0, 3.5, f"load-a-{number}")
+    return Sample(number / 100, ms / 1000, failed, 2.0, 1.0, f"load-a-{number}")
 
 
 def entry(number: int, **more: int) -> str:
