@@ -15,7 +15,17 @@ _PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _PACKAGES not in sys.path:
     sys.path.append(_PACKAGES)
 
-from groundcrew import canary, client_keys, fingerprint, flows, load  # noqa: E402
+from groundcrew import (  # noqa: E402
+    canary,
+    client_keys,
+    cloud_plan,
+    fingerprint,
+    flows,
+    identity,
+    load,
+    machine_images,
+    rebuild,
+)
 from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
 from groundcrew.inventory import faults  # noqa: E402
@@ -96,4 +106,16 @@ class FilterModule:
             "canary_weights": _filter(canary.weights),
             "canary_step": _filter(canary.step),
             "canary_summary": _filter(canary.summary),
+            "fleet_roles": _filter(identity.roles),
+            "cloud_plan": _filter(cloud_plan.plan),
+            "cloud_plan_lines": _filter(cloud_plan.lines),
+            "cloud_digest": _filter(cloud_plan.digest),
+            "hosts_gone": _filter(rebuild.gone),
+            "rebuild_verdicts": _filter(rebuild.verdicts),
+            "machine_images_wanted": _filter(machine_images.wanted),
+            "machine_image_parameters": _filter(machine_images.parameters),
+            "machine_image_ids": _filter(machine_images.ids),
+            "machine_image_pins": _filter(machine_images.pins),
+            "machine_images_file": _filter(machine_images.render),
+            "machine_image_warnings": _filter(machine_images.warnings),
         }

@@ -6,6 +6,10 @@ import re
 from typing import Any
 
 
+# The groups that give a host a function.
+FUNCTIONS = ("gateway", "prediction", "application", "training", "batch", "monitoring")
+
+
 def host_values(names: list[str], hostvars: Any, keys: dict[str, str]) -> list[dict[str, Any]]:
     """One dictionary a host: its name, and for each of ``keys`` the host's variable of that (dotted) name.
 
@@ -43,6 +47,15 @@ def fleets_of(names: list[str], hostvars: Any) -> dict[str, list[str]]:
     return fleets
 
 
+def fleet_functions(names: list[str], hostvars: Any, groups: Any) -> dict[str, list[str]]:
+    """Fleet that gives hosts their size -> the functions that its hosts have."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        functions = {function for function in FUNCTIONS if name in groups.get(function, [])}
+        found.setdefault(str(hostvars[name]["fleet_name"]), set()).update(functions)
+    return {fleet: [f for f in FUNCTIONS if f in functions] for fleet, functions in found.items()}
+
+
 def drift_checks(names: list[str], hostvars: Any) -> dict[str, Any]:
     """The drift report of an environment: {"ok", "checks", "hosts": {host: reports}}, after healing where something was healed."""
     checks, hosts = [], {}
@@ -76,10 +89,12 @@ def conda_outcomes(outcomes: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def machine_ids(instances: dict[str, str], machines: dict[str, str]) -> dict[str, str]:
+def machine_ids(
+    instances: dict[str, dict[str, Any]], machines: dict[str, str]
+) -> dict[str, str]:
     """Host name to what identifies its present machine: the instance id and, where there is one, the container behind it."""
     return {
-        name: instance + (f"/{machines[name]}" if name in machines else "")
+        name: instance["id"] + (f"/{machines[name]}" if name in machines else "")
         for name, instance in instances.items()
     }
 
@@ -411,6 +426,7 @@ class FilterModule:
             "groundcrew_chosen_images": chosen_images,
             "registered": registered,
             "fleets_of": fleets_of,
+            "fleet_functions": fleet_functions,
             "drift_checks": drift_checks,
             "conda_outcomes": conda_outcomes,
             "machine_ids": machine_ids,

@@ -24,7 +24,8 @@ requests: {description: "Request id -> Tw, Tc, Tr, Ta in ms.", type: dict, retur
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.groundcrew import canary, load
+from ansible.module_utils.groundcrew import access_log, canary, load
+from ansible.module_utils.groundcrew.errors import GroundcrewError
 
 
 def main() -> None:
@@ -38,10 +39,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     wanted = module.params
-    since = f"@{time.time() - wanted['seconds']:.0f}"
-    command = ["journalctl", "--unit=haproxy", "--output=cat", "--no-pager", f"--since={since}"]
-    _, text, _ = module.run_command(command, check_rc=True)
-    lines = text.splitlines()
+    try:
+        lines = access_log.since((time.time() - wanted["seconds"]) * 1000)
+    except GroundcrewError as error:
+        module.fail_json(msg=str(error))
     found = {}
     if wanted["model"]:
         found["versions"] = canary.as_data(canary.seen(lines, wanted["model"]))

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 import cloud
 
 KEY = {"X-Api-Key": "key-of-tester"}
+ACCESS_LOG = "/var/log/haproxy/access.log"
 LIMIT_BYTES = 1048576
 UNDECLARED_BYTES = 65536
 
@@ -494,7 +495,7 @@ def test_log_has_no_key(host, ask):
     def logged():
         log[:] = [
             line
-            for line in host.check_output("journalctl -u haproxy -o cat").splitlines()
+            for line in host.check_output(f"cat {ACCESS_LOG}").splitlines()
             if "logged-once" in line
         ]
         return log
@@ -506,7 +507,7 @@ def test_log_has_no_key(host, ask):
     # TLS, queue, connection, answer; a new connection has a handshake.
     assert entry["Th"] > 0
     assert min(entry[phase] for phase in ("Tw", "Tc", "Tr", "Ta")) >= 0
-    assert "key-of-tester" not in host.check_output("journalctl -u haproxy")
+    assert "key-of-tester" not in host.check_output(f"journalctl -u haproxy; cat {ACCESS_LOG}")
 
 
 def test_metrics(host, address):
@@ -645,3 +646,18 @@ def test_a_broken_configuration_is_not_taken(host, ask):
         host.check_output(
             "mv /etc/haproxy/haproxy.cfg.kept /etc/haproxy/haproxy.cfg && systemctl reload haproxy"
         )
+
+
+def test_log_is_rotated_and_goes_on(host, ask):
+    """HAProxy keeps the file open: what comes after a rotation is in the new one."""
+    ask({"path": "/v1/models/digits", "headers": {**KEY, "X-Request-Id": "before-rotation"}})
+    rotate = "logrotate --force --state /tmp/rotation /etc/haproxy/access-log.logrotate"
+    assert host.run(rotate).rc == 0
+    ask({"path": "/v1/models/digits", "headers": {**KEY, "X-Request-Id": "after-rotation"}})
+    wait_until(
+        lambda: "after-rotation" in host.check_output(f"cat {ACCESS_LOG}"), "the next request"
+    )
+    assert "before-rotation" not in host.check_output(f"cat {ACCESS_LOG}")
+    assert "before-rotation" in host.check_output(f"cat {ACCESS_LOG}.1")
+    assert host.file("/var/log/haproxy").mode == 0o750
+    assert host.service("groundcrew-gateway-log.timer").is_running

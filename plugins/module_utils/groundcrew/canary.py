@@ -69,7 +69,7 @@ def seen(lines: Iterable[str], model: str) -> dict[str, Seen]:
                 continue
             status, gone = int(entry["status"]), str(entry["end"]).startswith("C")
         except (ValueError, KeyError, TypeError):
-            continue  # HAProxy's own messages are in the same journal
+            continue  # a line that was torn when the log was rotated
         if gone or 400 <= status < 500:
             continue
         version = found.setdefault(str(entry["variant"]), Seen())

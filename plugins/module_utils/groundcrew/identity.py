@@ -1,0 +1,93 @@
+"""What the hosts of each fleet may do in the cloud: the policies of files/iam for the functions that a fleet has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cloud_plan import digest
+
+
+def render(template: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy document from its template. Raises jinja2.UndefinedError when a variable is missing."""
+    from jinja2 import Environment, StrictUndefined
+
+    text = Environment(undefined=StrictUndefined).from_string(template.read_text())
+    document: dict[str, Any] = json.loads(text.render(**variables))
+    return document
+
+
+def joined(documents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One document that allows what several allow. Statements' names are dropped: two documents may use the same one."""
+    statements = [
+        {key: value for key, value in statement.items() if key != "Sid"}
+        for document in documents
+        for statement in document["Statement"]
+    ]
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def roles(
+    fleets: Mapping[str, Sequence[str]],
+    environment: str,
+    declared: Mapping[str, Any],
+    common: Mapping[str, Any],
+    folder: str,
+) -> list[dict[str, Any]]:
+    """One role a fleet: [{"name", "description", "digest", "policy", "trust"}], the documents as JSON text.
+
+    fleets: fleet -> its functions, each with a policy files/iam/host/<function>.json.j2. declared: model_variants, training_jobs, batch_jobs and services of the inventory. common: account,
+    region, partition, bucket, session_manager. folder: files/iam.
+    """
+    found = []
+    below = Path(folder)
+    trust = json.loads((below / "trust_ec2.json").read_text())
+    for fleet, functions in sorted(fleets.items()):
+        documents = [render(below / "host/all.json.j2", _variables(environment, common))]
+        for function in functions:
+            uses = _uses(function, fleet, functions, declared)
+            template = below / f"host/{function}.json.j2"
+            documents.append(render(template, _variables(environment, common, **uses)))
+        policy = joined(documents)
+        found.append(
+            {
+                "name": f"groundcrew-{environment}-{fleet}",
+                "description": f"Hosts of fleet {fleet}: {', '.join(functions)}",
+                "digest": digest([policy, trust]),
+                "policy": json.dumps(policy),
+                "trust": json.dumps(trust),
+            }
+        )
+    return found
+
+
+def _variables(environment: str, common: Mapping[str, Any], **uses: Any) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"models": [], "jobs": [], "inputs": []}
+    return {**nothing, **common, "environment_name": environment, **uses}
+
+
+def _uses(
+    function: str, fleet: str, functions: Sequence[str], declared: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """The models, batch jobs and inputs that a function of a fleet works with."""
+    if function == "prediction":
+        # A fleet that is everything serves what is declared for any fleet of its functions.
+        served = (v for v in declared["model_variants"] if v["fleet"] in (fleet, *functions))
+        return {"models": sorted({v["model"] for v in served})}
+    if function == "training":
+        jobs = list(declared["training_jobs"].values())
+        sources = {job.get("env", {}).get("SOURCE_MODEL") for job in jobs} - {None}
+        return {"models": sorted({job["model"] for job in jobs} | sources)}
+    if function == "batch":
+        jobs = list(declared["batch_jobs"].values())
+        return {
+            "models": sorted({job["model"] for job in jobs}),
+            "jobs": sorted(declared["batch_jobs"]),
+            "inputs": sorted({job["input"] for job in jobs}),
+        }
+    if function == "application":
+        read = {s["batch_job"] for s in declared["services"].values() if "batch_job" in s}
+        return {"jobs": sorted(read)}
+    return {}
