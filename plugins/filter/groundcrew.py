@@ -112,6 +112,7 @@ class FilterModule:
             "cloud_digest": _filter(cloud_plan.digest),
             "hosts_gone": _filter(rebuild.gone),
             "rebuild_verdicts": _filter(rebuild.verdicts),
+            "rebuild_lines": _filter(rebuild.lines),
             "machine_images_wanted": _filter(machine_images.wanted),
             "machine_image_parameters": _filter(machine_images.parameters),
             "machine_image_ids": _filter(machine_images.ids),

@@ -14,6 +14,7 @@ options:
 RETURN = r"""
 digest: {description: SHA-256 over the parts., type: str, returned: always}
 parts: {description: "What it is made of, such as package/openssl: 3.0.17.", type: dict, returned: always}
+releases: {description: "The services that run and their releases, which are the host's own and so not in it.", type: dict, returned: always}
 """
 
 from pathlib import Path
@@ -31,7 +32,12 @@ def main():
         parts = fingerprint.parts(Path(module.params["conda_root"]))
     except GroundcrewError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, digest=fingerprint.digest(parts), parts=parts)
+    module.exit_json(
+        changed=False,
+        digest=fingerprint.digest(parts),
+        parts=parts,
+        releases=fingerprint.releases(),
+    )
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def plan(
         "items": items,
         "launch": launch,
         "interfaces": interfaces,
-        "foundation": foundation or bool(launch) or bool(interfaces),
+        "foundation": foundation or bool(interfaces),
         "monthly": {
             "now": round(cost_now, 2),
             "after": round(cost_after, 2),

@@ -181,17 +181,41 @@ def _conda(layout: Layout) -> dict[str, str]:
     return found
 
 
-def _containers() -> dict[str, str]:
-    """Running containers and the images, by digest, that they were started from."""
+_CONTAINER = "\t".join(
+    (
+        "{{.Names}}",
+        '{{.Label "groundcrew.service"}}',
+        '{{.Label "groundcrew.part"}}',
+        "{{.Image}}",
+        '{{.Label "groundcrew.release"}}',
+    )
+)
+
+
+def _running() -> list[list[str]]:
+    """What runs, a row of _CONTAINER each; nothing where there is no engine."""
     try:
         done = subprocess.run(
-            ["docker", "ps", "--no-trunc", "--format", "{{.Names}} {{.Image}}"],
+            ["docker", "ps", "--no-trunc", "--format", _CONTAINER],
             capture_output=True,
             text=True,
             timeout=20,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
-    pairs = (line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
-    return {f"container/{name}": image for name, image in pairs}
+        return []
+    return [line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 4]
+
+
+def _containers() -> dict[str, str]:
+    """Running containers and the images, by digest, that they were started from. A container's own name may differ from host to host; its
+    service's does not."""
+    return {
+        f"container/{'/'.join(filter(None, (service, part))) or name}": image
+        for name, service, part, image, _ in _running()
+    }
+
+
+def releases() -> dict[str, str]:
+    """Running service -> its release, which stands for its map, contents and model version on this host."""
+    return {service: release for _, service, part, _, release in _running() if service and not part}

@@ -65,3 +65,15 @@ def gone(hosts: Sequence[str], state: Mapping[str, Any]) -> list[str]:
         if state["interfaces"].get(name, {}).get("built")
         and state["instances"].get(name, {}).get("state") not in ("pending", "running")
     ]
+
+
+def lines(found: Mapping[str, str]) -> list[str]:
+    """Verdicts for people."""
+    wrong = {name: what for name, what in sorted(found.items()) if what != HEALTHY}
+    if not wrong:
+        return [f"All {len(found)} hosts are healthy: nothing to rebuild."]
+    width = max(len(name) for name in wrong)
+    return [
+        *(f"{name.ljust(width)}  {what}: it {REMEDY[what]}" for name, what in wrong.items()),
+        f"{len(found) - len(wrong)} of {len(found)} hosts are healthy and left alone",
+    ]
