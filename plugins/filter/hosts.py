@@ -37,6 +37,11 @@ def registered(names: list[str], hostvars: Any, variable: str, key: str) -> dict
     }
 
 
+def host_answers(names: list[str], hostvars: Any, variable: str) -> dict[str, bool]:
+    """Host name to whether ansible.builtin.ping, registered there, was answered."""
+    return {name: "ping" in (hostvars[name].get(variable) or {}) for name in names}
+
+
 def fleets_of(names: list[str], hostvars: Any) -> dict[str, list[str]]:
     """Fleet to those of the hosts that are in it. People's own machines are no fleet: they may differ in anything but environments."""
     fleets: dict[str, list[str]] = {}
@@ -426,6 +431,7 @@ class FilterModule:
             "groundcrew_chosen_images": chosen_images,
             "registered": registered,
             "fleets_of": fleets_of,
+            "host_answers": host_answers,
             "fleet_functions": fleet_functions,
             "drift_checks": drift_checks,
             "conda_outcomes": conda_outcomes,

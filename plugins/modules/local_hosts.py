@@ -20,6 +20,7 @@ options:
       name: {description: Host name., type: str, required: true}
       variant: {description: "Kind of machine image: plain, baked or dlami.", type: str, required: true}
       memory: {description: Memory limit such as 1g., type: str}
+      data_directory: {description: Where a volume that outlives the container is mounted; left out it has none., type: str}
       publish: {description: "Ports on this machine: address, port, host_port.", type: list, elements: dict, default: []}
   images: {description: "Host image of each variant, by host-<variant>.", type: dict, default: {}}
   remember_only: {description: Change nothing; fail when there are containers and the cloud knows no instance., type: bool, default: false}
@@ -56,6 +57,7 @@ def main():
                     "name": {"type": "str", "required": True},
                     "variant": {"type": "str", "required": True},
                     "memory": {"type": "str"},
+                    "data_directory": {"type": "str"},
                     "publish": {"type": "list", "elements": "dict", "default": []},
                 },
             },
@@ -76,6 +78,7 @@ def main():
             if not module.check_mode:
                 for container in containers.values():
                     local.remove(container)
+                local.remove_data()
             module.exit_json(
                 changed=bool(containers), created=[], removed=sorted(containers), instances={}
             )

@@ -31,6 +31,7 @@ class Cloud:
         parts: dict[str, Callable[[], Any]] = {
             "instances": self.instances,
             "network": self.network,
+            "public_addresses": self.public_addresses,
             "security_groups": self.security_groups,
             "interfaces": self.interfaces,
             "volumes": self.volumes,
@@ -83,17 +84,34 @@ class Cloud:
         )
 
     def network(self) -> dict[str, Any]:
-        """The network's id, range and subnet; empty before the first provisioning."""
+        """The network's id, its subnets by name, and whether it has a way out; empty before the first provisioning."""
         networks = self._tagged("describe_vpcs", "Vpcs")
-        subnets = self._tagged("describe_subnets", "Subnets")
-        if not networks or not subnets:
+        if not networks:
             return {}
         return {
             "id": networks[0]["VpcId"],
-            "cidr": networks[0]["CidrBlock"],
-            "subnet": subnets[0]["SubnetId"],
-            "zone": subnets[0]["AvailabilityZone"],
+            "subnets": {
+                tags(subnet).get("Name", ""): {
+                    "id": subnet["SubnetId"],
+                    "zone": subnet["AvailabilityZone"],
+                }
+                for subnet in self._tagged("describe_subnets", "Subnets")
+            },
+            # Made last of what leads out.
+            "internet": any(
+                nat["State"] in ("pending", "available")
+                for nat in self._tagged("describe_nat_gateways", "NatGateways")
+            ),
         }
+
+    def public_addresses(self) -> dict[str, str]:
+        """Host name -> the public address that outlives its instance."""
+        filters = [
+            {"Name": "tag:Project", "Values": [PROJECT]},
+            {"Name": "tag:Environment", "Values": [self._environment]},
+        ]
+        found = self._ec2.describe_addresses(Filters=filters)["Addresses"]
+        return {tags(address).get("Name", ""): address["PublicIp"] for address in found}
 
     def security_groups(self) -> dict[str, dict[str, str]]:
         """Name -> id, and the digest of the rules that were written last."""

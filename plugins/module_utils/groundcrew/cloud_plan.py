@@ -107,8 +107,20 @@ def _item(
 def _foundation(declared: Mapping[str, Any], state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Everything that is not an instance."""
     items = []
-    if not state["network"]:
-        items.append(_item(CREATE, "network", declared["network"], "network and subnet"))
+    network = state["network"]
+    if not network:
+        items.append(_item(CREATE, "network", declared["network"], "for this environment alone"))
+    for subnet in declared["subnets"]:
+        if subnet["name"] not in network.get("subnets", {}):
+            items.append(_item(CREATE, "subnet", subnet["name"], subnet["cidr"]))
+    if declared["internet"] and not network.get("internet"):
+        detail = "internet gateway, NAT gateway, routes"
+        items.append(_item(CREATE, "way out", declared["network"], detail))
+    if declared["internet"]:
+        for host in declared["hosts"]:
+            if host["public"] and host["name"] not in state["public_addresses"]:
+                detail = "kept when the instance is gone"
+                items.append(_item(CREATE, "public address", host["name"], detail))
     if not state["key"]:
         items.append(_item(CREATE, "key pair", declared["key"], "the deploy key's public half"))
     for what, kind, there in (

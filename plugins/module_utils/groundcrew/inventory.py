@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,17 @@ def _hosts(group: Any) -> Iterator[tuple[str, str | None, int]]:
                     (str(v.value) for k, v in pairs if k.value == "private_address"), None
                 )
                 yield str(name.value), address, name.start_mark.line + 1
+
+
+def unedited(text: str, path: str) -> list[str]:
+    """The lines of an example that still say EDIT instead of a value, with what their comment says about them."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        value, _, comment = line.partition("#")
+        key, colon, rest = value.partition(":")
+        if colon and re.search(r"\bEDIT\b", rest):
+            found.append(f"{path}:{number}: {key.strip()}: {comment.strip() or 'give it a value'}")
+    return found
 
 
 def faults(text: str, network: str, path: str) -> list[str]:

@@ -192,6 +192,7 @@ class LocalHosts:
             },
             "HostConfig": {
                 **HOST_CONFIG,
+                "Binds": [*HOST_CONFIG["Binds"], *self._data(host)],
                 "NetworkMode": self.network,
                 "Memory": parse_bytes(host["memory"]) if host.get("memory") else 0,
                 "PortBindings": {
@@ -214,6 +215,20 @@ class LocalHosts:
             # Half a host would look like a whole one to the next run.
             container.remove(force=True, v=True)
             raise
+
+    def _data(self, host: dict[str, Any]) -> list[str]:
+        """The data volume, which outlives the container, where the instance's would be mounted."""
+        if not host.get("data_directory"):
+            return []
+        name = f"{LABEL}-{self.environment}-{host['name']}-data"
+        self.docker.volumes.create(name, labels={f"{LABEL}.environment": self.environment})
+        return [f"{name}:{host['data_directory']}"]
+
+    def remove_data(self) -> None:
+        """Remove every data volume of the environment."""
+        label = {"label": f"{LABEL}.environment={self.environment}"}
+        for volume in self.docker.volumes.list(filters=label):
+            volume.remove()
 
     def remove(self, container: Any) -> None:
         """Remove a container and the anonymous volume of its Docker Engine."""
