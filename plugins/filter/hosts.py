@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-
 # The groups that give a host a function.
 FUNCTIONS = ("gateway", "prediction", "application", "training", "batch", "monitoring")
 
@@ -52,13 +51,15 @@ def fleets_of(names: list[str], hostvars: Any) -> dict[str, list[str]]:
     return fleets
 
 
-def fleet_functions(names: list[str], hostvars: Any, groups: Any) -> dict[str, list[str]]:
-    """Fleet that gives hosts their size -> the functions that its hosts have."""
-    found: dict[str, set[str]] = {}
+def fleets_by_size(names: list[str], hostvars: Any, groups: Any) -> dict[str, dict[str, list[str]]]:
+    """Fleet that gives hosts their size -> what its hosts are: {"functions", "fleets"}."""
+    found: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        functions = {function for function in FUNCTIONS if name in groups.get(function, [])}
-        found.setdefault(str(hostvars[name]["fleet_name"]), set()).update(functions)
-    return {fleet: [f for f in FUNCTIONS if f in functions] for fleet, functions in found.items()}
+        of = found.setdefault(str(hostvars[name]["fleet_name"]), {"functions": [], "fleets": []})
+        functions = {f for f in FUNCTIONS if name in groups.get(f, [])}
+        of["functions"] = [f for f in FUNCTIONS if f in functions.union(of["functions"])]
+        of["fleets"] = sorted({*of["fleets"], *map(str, hostvars[name]["host_fleets"])})
+    return found
 
 
 def drift_checks(names: list[str], hostvars: Any) -> dict[str, Any]:
@@ -94,9 +95,7 @@ def conda_outcomes(outcomes: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def machine_ids(
-    instances: dict[str, dict[str, Any]], machines: dict[str, str]
-) -> dict[str, str]:
+def machine_ids(instances: dict[str, dict[str, Any]], machines: dict[str, str]) -> dict[str, str]:
     """Host name to what identifies its present machine: the instance id and, where there is one, the container behind it."""
     return {
         name: instance["id"] + (f"/{machines[name]}" if name in machines else "")
@@ -432,7 +431,7 @@ class FilterModule:
             "registered": registered,
             "fleets_of": fleets_of,
             "host_answers": host_answers,
-            "fleet_functions": fleet_functions,
+            "fleets_by_size": fleets_by_size,
             "drift_checks": drift_checks,
             "conda_outcomes": conda_outcomes,
             "machine_ids": machine_ids,

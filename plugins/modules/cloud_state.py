@@ -15,7 +15,7 @@ options:
 """
 
 RETURN = r"""
-cloud: {description: "instances, network, security_groups, interfaces, volumes, key, roles, bucket, repositories.", type: dict, returned: always}
+cloud: {description: What the methods of groundcrew.cloud.Cloud return, by their names., type: dict, returned: always}
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -14,7 +14,7 @@ options:
 RETURN = r"""
 digest: {description: SHA-256 over the parts., type: str, returned: always}
 parts: {description: "What it is made of, such as package/openssl: 3.0.17.", type: dict, returned: always}
-releases: {description: "The services that run and their releases, which are the host's own and so not in it.", type: dict, returned: always}
+releases: {description: "Running services and their releases; these are the host's own, so not in it.", type: dict, returned: always}
 """
 
 from pathlib import Path

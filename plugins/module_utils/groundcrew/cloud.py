@@ -135,9 +135,7 @@ class Cloud:
                         "fingerprint": tags(interface).get("Fingerprint", ""),
                     },
                 )
-                for interface in self._tagged(
-                    "describe_network_interfaces", "NetworkInterfaces"
-                )
+                for interface in self._tagged("describe_network_interfaces", "NetworkInterfaces")
             ),
         )
 
@@ -190,7 +188,7 @@ class Cloud:
             if code in ("NoSuchBucket", "404"):
                 return None
             raise
-        return {tag["Key"]: tag["Value"] for tag in found["TagSet"]}.get("Declared", "")
+        return next((tag["Value"] for tag in found["TagSet"] if tag["Key"] == "Declared"), "")
 
     def repositories(self) -> list[str]:
         """Names of the image repositories below our prefix."""
@@ -208,9 +206,7 @@ def tags(item: Mapping[str, Any]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in item.get("Tags") or item.get("TagSet") or []}
 
 
-def _by_name(
-    what: str, found: Iterable[tuple[str, dict[str, Any]]]
-) -> dict[str, dict[str, Any]]:
+def _by_name(what: str, found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     named: dict[str, dict[str, Any]] = {}
     for name, item in found:
         if name in named:

@@ -43,10 +43,10 @@ def plan(
 ) -> dict[str, Any]:
     """Compare.
 
-    declared: hosts, security_groups (name, digest), roles (name, digest), bucket (name, digest), repositories (names).
-    everything: whether `hosts` are all of the environment, so that others are orphans.
-    Returns {"items", "launch" and "interfaces": names of hosts whose instance or network interface is to be made or changed, "foundation": whether anything but instances is to be made or written, "monthly":
-    {"now", "after", "unknown": instance types without a price}}.
+    state: as Cloud.state() returns it. declared: hosts, subnets, internet, security_groups, roles, bucket, repositories; a digest is
+    what tells a changed one. everything: whether `hosts` are all of the environment, so that others are orphans.
+    Returns {"items", "launch" and "interfaces": hosts whose instance or network interface is to be made or changed, "foundation":
+    whether anything but instances is to be made or written, "monthly": {"now", "after", "unknown": instance types without a price}}.
     """
     hosts = {host["name"]: host for host in declared["hosts"]}
     items = _foundation(declared, state)
@@ -57,6 +57,10 @@ def plan(
         if fault := _interface(declared["group_prefix"], host, state):
             interfaces.append(name)
             items.append(fault)
+        if host["data_volume_gb"] and f"{name}-data" not in state["volumes"]:
+            foundation = True
+            size = f"{host['data_volume_gb']} GB"
+            items.append(_item(CREATE, "data volume", f"{name}-data", size))
         instance = state["instances"].get(name)
         price = monthly(host, prices, region)
         if instance is None:
@@ -64,16 +68,9 @@ def plan(
             detail = f"{host['instance_type']}{', spot' if host.get('spot') else ''}, {host['image_id']}, {host['private_address']}"
             items.append(_item(CREATE, "instance", name, detail, price))
         else:
-            present = monthly(
-                {**host, "instance_type": instance["instance_type"]}, prices, region
-            )
+            present = monthly({**host, "instance_type": instance["instance_type"]}, prices, region)
             cost_now += present or 0.0
             items += _differences(name, host, instance)
-            if host.get("data_volume_gb") and f"{name}-data" not in state["volumes"]:
-                foundation = True
-                items.append(
-                    _item(CREATE, "data volume", f"{name}-data", f"{host['data_volume_gb']} GB")
-                )
             price = present
             if present is None:
                 unknown.add(instance["instance_type"])
@@ -124,7 +121,11 @@ def _foundation(declared: Mapping[str, Any], state: Mapping[str, Any]) -> list[d
     if not state["key"]:
         items.append(_item(CREATE, "key pair", declared["key"], "the deploy key's public half"))
     for what, kind, there in (
-        ("security group", "security_groups", {n: g["digest"] for n, g in state["security_groups"].items()}),
+        (
+            "security group",
+            "security_groups",
+            {n: g["digest"] for n, g in state["security_groups"].items()},
+        ),
         ("role", "roles", state["roles"]),
     ):
         for wanted in declared[kind]:

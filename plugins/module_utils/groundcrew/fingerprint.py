@@ -181,14 +181,9 @@ def _conda(layout: Layout) -> dict[str, str]:
     return found
 
 
-_CONTAINER = "\t".join(
-    (
-        "{{.Names}}",
-        '{{.Label "groundcrew.service"}}',
-        '{{.Label "groundcrew.part"}}',
-        "{{.Image}}",
-        '{{.Label "groundcrew.release"}}',
-    )
+_CONTAINER = (
+    '{{.Names}}\t{{.Label "groundcrew.service"}}\t{{.Label "groundcrew.part"}}\t{{.Image}}\t'
+    '{{.Label "groundcrew.release"}}'
 )
 
 

@@ -1,7 +1,7 @@
 """What is kept of a host when its machine is gone: which machine it was, and the parts of its fingerprint.
 
-In the store: hosts/<name>.json = {"machine", "digest", "parts", "releases"}. On its network interface, where one call for the environment finds it:
-the tags Built (the machine) and Fingerprint (the digest).
+In the store: hosts/<name>.json = {"machine", "digest", "parts", "releases"}. On its network interface, where one call for
+the environment finds it: the tags Built (the machine) and Fingerprint (the digest).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def _prefixed(releases: Mapping[str, str]) -> dict[str, str]:
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """In what a machine differs from the one before it: what must be the same, and what may follow updates. A line a part."""
-    strict, free = [], []
+    strict: list[str] = []
+    free: list[str] = []
     for part, row in fingerprint.differences({"before": before, "after": after}).items():
         line = f"{part}: {row['before'] or 'nothing'} -> {row['after'] or 'nothing'}"
         (free if part.startswith(_FREE) else strict).append(line)
@@ -63,7 +64,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[list[s
 
 
 def compare(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How a machine came back, by two records: a line for the report. Raises GroundcrewError when it is another host than before."""
+    """How a machine came back, by two records: a line for the report. Raises GroundcrewError when it is another host."""
     if not before:
         return "recorded for the first time"
     if before["machine"] == now["machine"]:
@@ -75,8 +76,10 @@ def compare(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str
         more = f" and {len(strict) - _SHOWN} more" if len(strict) > _SHOWN else ""
         raise GroundcrewError(
             f"{name} came back as another host than it was: {'; '.join(strict[:_SHOWN])}{more}. Was that declared meanwhile? "
-            "Then accept it: the same command with -e accept_fingerprint=yes. Otherwise correct it; until then the host counts as unfinished."
+            "Then accept it: the same command with -e accept_fingerprint=yes. Otherwise correct it; until then the host counts as "
+            "unfinished."
         )
     if free:
-        return f"another machine, the same host but for {len(free)} packages or its kernel: {'; '.join(free[:_SHOWN])}"
+        shown = "; ".join(free[:_SHOWN])
+        return f"another machine, the same host but for {len(free)} packages or its kernel: {shown}"
     return "another machine, the same fingerprint and releases"

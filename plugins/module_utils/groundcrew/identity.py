@@ -30,7 +30,7 @@ def joined(documents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def roles(
-    fleets: Mapping[str, Sequence[str]],
+    fleets: Mapping[str, Mapping[str, Sequence[str]]],
     environment: str,
     declared: Mapping[str, Any],
     common: Mapping[str, Any],
@@ -38,16 +38,18 @@ def roles(
 ) -> list[dict[str, Any]]:
     """One role a fleet: [{"name", "description", "digest", "policy", "trust"}], the documents as JSON text.
 
-    fleets: fleet -> its functions, each with a policy files/iam/host/<function>.json.j2. declared: model_variants, training_jobs, batch_jobs and services of the inventory. common: account,
+    fleets: fleet that gives hosts their size -> their `functions`, each with a policy files/iam/host/<function>.json.j2, and all `fleets`
+    that they are in. declared: model_variants, training_jobs, batch_jobs and services of the inventory. common: account,
     region, partition, bucket, session_manager. folder: files/iam.
     """
     found = []
     below = Path(folder)
     trust = json.loads((below / "trust_ec2.json").read_text())
-    for fleet, functions in sorted(fleets.items()):
+    for fleet, of in sorted(fleets.items()):
+        functions = of["functions"]
         documents = [render(below / "host/all.json.j2", _variables(environment, common))]
         for function in functions:
-            uses = _uses(function, fleet, functions, declared)
+            uses = _uses(function, of["fleets"], declared)
             template = below / f"host/{function}.json.j2"
             documents.append(render(template, _variables(environment, common, **uses)))
         policy = joined(documents)
@@ -69,12 +71,11 @@ def _variables(environment: str, common: Mapping[str, Any], **uses: Any) -> dict
 
 
 def _uses(
-    function: str, fleet: str, functions: Sequence[str], declared: Mapping[str, Any]
+    function: str, fleets: Sequence[str], declared: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """The models, batch jobs and inputs that a function of a fleet works with."""
+    """The models, batch jobs and inputs that a function of these fleets works with."""
     if function == "prediction":
-        # A fleet that is everything serves what is declared for any fleet of its functions.
-        served = (v for v in declared["model_variants"] if v["fleet"] in (fleet, *functions))
+        served = (v for v in declared["model_variants"] if v["fleet"] in fleets)
         return {"models": sorted({v["model"] for v in served})}
     if function == "training":
         jobs = list(declared["training_jobs"].values())
