@@ -8,7 +8,7 @@ playbook := .venv/bin/ansible-playbook
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
-.PHONY: help setup deploy verify clean test lint unit bench drill readmes lock lock-export lock-requirements
+.PHONY: help setup deploy verify clean test lint unit bench drill drill-rebuild readmes lock lock-export lock-requirements
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: ## Measure against peers on this machine (build/bench/*.json; bench=conda
 drill: ## Break a running system on purpose, under load, and see who notices (build/drills/*.json; drill=NAME for one)
 	@./setup.sh dev
 	@.venv/bin/python tests/drills/run.py --environment $(environment) $(drill)
+
+drill-rebuild: ## Terminate hosts of every fleet, then all, and bring them back (build/drills/rebuild.json)
+	@$(MAKE) --no-print-directory drill drill=rebuild
 
 readmes: ## Write the variable tables of the roles' READMEs from their argument specs
 	@./setup.sh dev

@@ -12,7 +12,10 @@ description:
 options:
   environment_name: {description: The value of the tag Environment., type: str, required: true}
   bucket: {description: Name of the store., type: str, required: true}
-  machines: {description: Host name to what tells its present machine from the one before., type: dict, required: true}
+  machines:
+    description: Host name to what tells its present machine from the one before. Left out, it is the one that was recorded last.
+    type: dict
+    default: {}
   parts: {description: Host name to the parts of its fingerprint., type: dict, required: true}
   releases: {description: Host name to its services and their releases., type: dict, required: true}
   accept: {description: Whether a host may have come back as another., type: bool, default: false}
@@ -33,7 +36,7 @@ def main():
         argument_spec={
             "environment_name": {"type": "str", "required": True},
             "bucket": {"type": "str", "required": True},
-            "machines": {"type": "dict", "required": True},
+            "machines": {"type": "dict", "default": {}},
             "parts": {"type": "dict", "required": True},
             "releases": {"type": "dict", "required": True},
             "accept": {"type": "bool", "default": False},
@@ -50,8 +53,9 @@ def main():
         interfaces = Cloud(lambda _: ec2, wanted["environment_name"], bucket).interfaces()
         found, faults, stale = {}, [], {}
         for name, parts in wanted["parts"].items():
-            record = host_record.made(machines[name], parts, wanted["releases"][name])
             there = interfaces[name]
+            machine = machines.get(name, there["built"])
+            record = host_record.made(machine, parts, wanted["releases"][name])
             if (there["built"], there["fingerprint"]) == (record["machine"], record["digest"]):
                 found[name] = "the same machine"
                 continue

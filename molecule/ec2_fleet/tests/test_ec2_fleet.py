@@ -91,6 +91,110 @@ def test_the_store_is_versioned_encrypted_and_closed():
     )
 
 
+def test_hosts_have_the_role_of_their_fleet():
+    assert only_instance()["IamInstanceProfile"]["Arn"].endswith("/groundcrew-test-everything")
+    iam = cloud.client("iam")
+    (role,) = iam.get_instance_profile(InstanceProfileName="groundcrew-test-everything")[
+        "InstanceProfile"
+    ]["Roles"]
+    policy = iam.get_role_policy(RoleName=role["RoleName"], PolicyName="groundcrew")
+    allowed = {
+        action
+        for statement in policy["PolicyDocument"]["Statement"]
+        for action in (
+            [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+        )
+    }
+    assert "s3:GetObject" in allowed
+    assert not [
+        action for action in allowed if action.startswith(("ec2:", "iam:", "secretsmanager:"))
+    ]
+
+
+def test_there_is_a_way_out_and_a_public_address():
+    ec2 = cloud.client("ec2")
+    ours = [{"Name": "tag:Environment", "Values": ["test"]}]
+    (nat,) = ec2.describe_nat_gateways(Filters=ours)["NatGateways"]
+    (internet,) = ec2.describe_internet_gateways(Filters=ours)["InternetGateways"]
+    ways = {}
+    for table in ec2.describe_route_tables(Filters=ours)["RouteTables"]:
+        (name,) = (tag["Value"] for tag in table["Tags"] if tag["Key"] == "Name")
+        ways[name] = {
+            route.get("NatGatewayId") or route.get("GatewayId")
+            for route in table["Routes"]
+            if route.get("DestinationCidrBlock") == "0.0.0.0/0"
+        }
+    assert ways == {
+        "groundcrew-test": {nat["NatGatewayId"]},
+        "groundcrew-test-public": {internet["InternetGatewayId"]},
+    }
+    (interface,) = only_instance()["NetworkInterfaces"]
+    kept = [{"Name": "tag:Name", "Values": ["test-1"]}]
+    (address,) = ec2.describe_addresses(Filters=kept)["Addresses"]
+    assert address["NetworkInterfaceId"] == interface["NetworkInterfaceId"]
+
+
+def test_a_data_volume_is_attached_and_outlives_the_instance():
+    found = cloud.client("ec2").describe_volumes(
+        Filters=[{"Name": "tag:Name", "Values": ["test-1-data"]}]
+    )["Volumes"]
+    assert [(v["Size"], v["VolumeType"], v["Encrypted"]) for v in found] == [(2, "gp3", True)]
+    (attachment,) = found[0]["Attachments"]
+    assert attachment["InstanceId"] == only_instance()["InstanceId"]
+    assert not attachment["DeleteOnTermination"]
+    # The container that stands for the host has it where the host would mount it.
+    binds = cloud.docker("inspect", "-f", "{{json .HostConfig.Binds}}", "test-1")
+    assert "groundcrew-test-test-1-data:/srv/data" in binds
+
+
+def test_nothing_is_made_before_somebody_says_yes():
+    iam, role = cloud.client("iam"), "groundcrew-test-everything"
+
+    def spoil():
+        iam.update_role_description(RoleName=role, Description="changed by hand")
+
+    def described():
+        return iam.get_role(RoleName=role)["Role"]["Description"]
+
+    spoil()
+    asked = cloud.playbook("playbooks/provision.yml", "-e", "provision_asks=true")
+    assert asked.returncode != 0 and "-e approve=yes" in asked.stdout
+    assert "change  role  groundcrew-test-everything" in asked.stdout
+    assert described() == "changed by hand"
+    looked = cloud.playbook("playbooks/provision.yml", "--check")
+    assert looked.returncode == 0 and "change  role" in looked.stdout
+    assert described() == "changed by hand"
+    approved = cloud.playbook(
+        "playbooks/provision.yml", "-e", "provision_asks=true", "-e", "approve=yes"
+    )
+    assert approved.returncode == 0, approved.stdout[-3000:]
+    assert described().startswith("Hosts of fleet everything")
+
+
+def test_an_instance_that_is_not_declared_is_named_and_left():
+    ec2 = cloud.client("ec2")
+    tags = {"Project": "groundcrew", "Environment": "test", "Name": "test-9", "Fleet": "everything"}
+    (stray,) = ec2.run_instances(
+        ImageId=only_instance()["ImageId"],
+        MinCount=1,
+        MaxCount=1,
+        TagSpecifications=[
+            {
+                "ResourceType": "instance",
+                "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+            }
+        ],
+    )["Instances"]
+    try:
+        done = cloud.playbook("playbooks/provision.yml")
+        said = " ".join(done.stdout.split())
+        assert done.returncode == 0 and stray["InstanceId"] in said
+        assert "playbooks/retire.yml -l test -e host=test-9" in said
+        assert len(cloud.instances()) == 2
+    finally:
+        ec2.terminate_instances(InstanceIds=[stray["InstanceId"]])
+
+
 def test_known_hosts_holds_permanent_keys_only():
     lines = (cloud.BUILD / "ssh/known_hosts").read_text().splitlines()
     assert lines == [f"test-1,10.78.0.10 {cloud.secret('host-keys/test-1')['public']}"]
@@ -202,3 +306,31 @@ def test_terminated_instance_comes_back_as_the_same_host():
     # Strictly checked, with the permanent key: for a client it is the same host.
     assert cloud.secret("host-keys/test-1")["public"] == permanent
     assert cloud.ssh("hostname").stdout.strip() == "test-1"
+
+
+def test_retiring_takes_the_name_twice_and_the_break_glass_role():
+    """Last of all: it leaves no host."""
+    known = only_instance()["InstanceId"]
+    unconfirmed = cloud.playbook("playbooks/retire.yml")
+    assert unconfirmed.returncode != 0 and "-e confirm=test-1" in unconfirmed.stdout
+    nobody = cloud.playbook("playbooks/retire.yml", "-e", "host=test-7", "-e", "confirm=test-7")
+    assert nobody.returncode != 0 and "no instance of 'test-7'" in " ".join(nobody.stdout.split())
+    assert only_instance()["InstanceId"] == known
+    roles = cloud.playbook("playbooks/identities.yml")
+    assert roles.returncode == 0, roles.stdout[-3000:]
+    again = cloud.playbook("playbooks/identities.yml")
+    assert again.returncode == 0 and "changed=0" in again.stdout
+    done = cloud.playbook("playbooks/retire.yml", "-e", "confirm=test-1")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert cloud.instances() == []
+    ec2 = cloud.client("ec2")
+    ours = [
+        {"Name": "tag:Environment", "Values": ["test"]},
+        {"Name": "tag:Name", "Values": ["test-1"]},
+    ]
+    assert ec2.describe_network_interfaces(Filters=ours)["NetworkInterfaces"] == []
+    (volume,) = ec2.describe_volumes(Filters=[{"Name": "tag:Name", "Values": ["test-1-data"]}])[
+        "Volumes"
+    ]
+    assert volume["State"] == "available", "what it held is still there"
+    assert "test-1" not in cloud.docker("ps", "--all", "--format", "{{.Names}}").split()

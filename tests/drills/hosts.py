@@ -1,0 +1,130 @@
+"""The drill of hosts that are gone: terminated through the AWS API, brought back by playbooks/rebuild.yml."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from drill import ROOT, Drill, docker, settle
+from groundcrew.load import figures
+
+sys.path.insert(0, str(ROOT / "molecule/shared"))
+from processes import kill_all
+
+PLAYBOOK = "playbooks/rebuild.yml"
+# Until health checks have taken a host out.
+DETECTION_SECONDS = 3
+
+
+def terminate(drill: Drill, names: list[str]) -> None:
+    """As somebody's accident would: the instance is gone, and its machine with it."""
+    ec2 = drill.cloud("ec2")
+    for name in names:
+        pages = ec2.describe_instances(
+            Filters=[
+                {"Name": "tag:Name", "Values": [name]},
+                {"Name": "instance-state-name", "Values": ["pending", "running", "stopped"]},
+            ]
+        )
+        for instance in (i for page in pages["Reservations"] for i in page["Instances"]):
+            number = instance["InstanceId"]
+            ec2.modify_instance_attribute(InstanceId=number, DisableApiTermination={"Value": False})
+            ec2.terminate_instances(InstanceIds=[number])
+        docker("rm", "--force", "--volumes", name)
+
+
+def machines(drill: Drill) -> dict[str, str]:
+    """Host name to the container that stands for its machine."""
+    form = "{{.Names}} {{.ID}}"
+    listed = docker(
+        "ps", "--filter", f"label=groundcrew.environment={drill.environment}", "--format", form
+    )
+    return dict(line.split() for line in listed.splitlines())
+
+
+def rebuilt(drill: Drill, what: str, names: list[str]) -> dict[str, float]:
+    """Run the playbook and check what it promises; returns the seconds of each phase."""
+    before = machines(drill)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "phases.json"
+        began = time.monotonic()
+        process = drill.start(playbook=PLAYBOOK, GROUNDCREW_PHASES=str(file))
+        output, _ = process.communicate(timeout=1200)
+        took = time.monotonic() - began
+        phases: dict[str, float] = json.loads(file.read_text())
+    drill.check(f"{what}: it ends well", process.returncode == 0, output[-2500:])
+    same = len(re.findall("another machine, the same", output))
+    drill.check(f"{what}: each has its fingerprint and releases again", same == len(names), same)
+    after = machines(drill)
+    kept = {name for name in after if before.get(name) == after[name]}
+    others = set(after) - set(names)
+    drill.check(
+        f"{what}: the others are the machines they were", others <= kept, sorted(others - kept)
+    )
+    touched = [
+        name
+        for name in others
+        if re.search(rf"^{re.escape(name)} .*changed=[1-9]", output, re.MULTILINE)
+    ]
+    drill.check(f"{what}: nothing was changed on the others", not touched, touched)
+    return {"all of it": round(took, 1), **{name: s for name, s in phases.items() if s >= 1}}
+
+
+def rebuild(drill: Drill) -> None:
+    """A host of each fleet is terminated and comes back, then all of them at once, then with the controller killed meanwhile."""
+    hosts = sorted(set(drill.access["hosts"]))
+    seconds: dict[str, dict[str, float]] = {
+        "nothing to rebuild": rebuilt(drill, "nothing to rebuild", [])
+    }
+    load: dict[str, Any] = {}
+    fleets = (
+        ["prediction"]
+        if drill.short
+        else ["prediction", "gateway", "application", "training", "batch"]
+    )
+    for fleet in fleets:
+        victim = drill.hosts(fleet)[-1]
+        # Somebody else has to serve meanwhile.
+        under_load = fleet != "gateway" and len(hosts) > 1
+        running = drill.load() if under_load else None
+        settle(3 if running else 0)
+        terminate(drill, [victim])
+        killed = running.now() if running else 0.0
+        seconds[victim] = rebuilt(drill, victim, [victim])
+        if running:
+            samples = running.stop()
+            late = [s for s in samples if s.failed and s.at > killed + DETECTION_SECONDS]
+            load[victim] = figures(samples)
+            drill.check(
+                f"{victim}: no request failed after {DETECTION_SECONDS} s", not late, len(late)
+            )
+    if not drill.short:
+        terminate(drill, hosts)
+        seconds["all at once"] = rebuilt(drill, "all at once", hosts)
+        victim = drill.hosts("prediction")[-1]
+        for moment in (8, 20, 35):
+            terminate(drill, [victim])
+            process = drill.start(playbook=PLAYBOOK)
+            time.sleep(moment)
+            kill_all(process.pid)
+            process.communicate()
+            what = f"controller killed after {moment} s"
+            seconds[what] = rebuilt(drill, what, [victim])
+    drill.figures = {"seconds": seconds, "load": load}
+    print_table(seconds)
+
+
+def print_table(seconds: dict[str, dict[str, float]]) -> None:
+    phases = list(dict.fromkeys(phase for of in seconds.values() for phase in of))
+    width = max(map(len, phases))
+    for number, name in enumerate(seconds, 1):
+        print(f"  {number}: {name}")
+    print("  " + "seconds".ljust(width) + "".join(f"{n:>8}" for n in range(1, len(seconds) + 1)))
+    for phase in phases:
+        cells = "".join(f"{of[phase]:8.1f}" if phase in of else " " * 8 for of in seconds.values())
+        print("  " + phase.ljust(width) + cells)
