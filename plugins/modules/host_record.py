@@ -13,7 +13,9 @@ options:
   environment_name: {description: The value of the tag Environment., type: str, required: true}
   bucket: {description: Name of the store., type: str, required: true}
   machines:
-    description: Host name to what tells its present machine from the one before. Left out, it is the one that was recorded last.
+    description: >-
+      Host name to what tells its present machine from the one before. Left out, it is the one that was recorded last, and hosts without
+      a record get none.
     type: dict
     default: {}
   parts: {description: Host name to the parts of its fingerprint., type: dict, required: true}
@@ -55,6 +57,9 @@ def main():
         for name, parts in wanted["parts"].items():
             there = interfaces[name]
             machine = machines.get(name, there["built"])
+            if not machine:
+                found[name] = "not finished yet"
+                continue
             record = host_record.made(machine, parts, wanted["releases"][name])
             if (there["built"], there["fingerprint"]) == (record["machine"], record["digest"]):
                 found[name] = "the same machine"

@@ -56,3 +56,32 @@ def test_containers_outlive_a_restart_of_the_engine(host):
 
 def test_forwarding_is_on(host):
     assert host.sysctl("net.ipv4.ip_forward") == 1
+
+
+ECR = "123456789012.dkr.ecr.xx-test-1.amazonaws.com"
+
+
+def test_root_logs_in_to_ecr_by_a_helper_and_elsewhere_as_before(host):
+    config = host.file("/root/.docker/config.json")
+    assert json.loads(config.content_string) == {
+        "auths": {"registry.example": {"auth": "YTpi"}},
+        "credHelpers": {"gcr.example": "gcr", ECR: "ecr-login"},
+    }
+    for path, mode in (("/root/.docker", 0o700), ("/root/.docker/config.json", 0o600)):
+        found = host.file(path)
+        assert (found.mode, found.user, found.group) == (mode, "root", "root")
+
+
+def test_docker_asks_the_helper_for_ecr_and_for_nothing_else(host):
+    """A stand-in of the helper, ahead of the real one on PATH, notes what Docker wants to know."""
+    assert host.exists("docker-credential-ecr-login")
+    host.check_output(
+        "mkdir -p /run/helper && printf '%s\\n' '#!/bin/sh' 'cat >>/run/helper/asked' 'exit 1' "
+        ">/run/helper/docker-credential-ecr-login && chmod +x /run/helper/docker-credential-ecr-login"
+    )
+    # Neither answers: Docker looks for the login first.
+    for image in (f"{ECR}/groundcrew/nothing:1", "127.0.0.1:9/nothing:1"):
+        pull = host.run(f"PATH=/run/helper:$PATH HOME=/root timeout 60 docker pull -q {image}")
+        assert pull.rc != 0
+    assert host.check_output("cat /run/helper/asked") == ECR
+    host.check_output("rm -r /run/helper")

@@ -33,6 +33,10 @@ def test_instance_is_protected_and_tagged():
         InstanceId=instance["InstanceId"], Attribute="disableApiTermination"
     )
     assert attribute["DisableApiTermination"]["Value"] is True
+    shutdown = cloud.client("ec2").describe_instance_attribute(
+        InstanceId=instance["InstanceId"], Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert shutdown["InstanceInitiatedShutdownBehavior"]["Value"] == "stop"
     assert instance["MetadataOptions"]["HttpTokens"] == "required"
     assert instance["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
     (interface,) = instance["NetworkInterfaces"]

@@ -6,12 +6,15 @@ already knows is not built again, by this machine or a colleague's; one request 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +30,8 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.index.v1+json"
 )
 _AT_A_TIME = 4
+# Amazon ECR User Guide, "Private registry": the host names an account and a region.
+_ECR = re.compile(r"\d{12}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?")
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,36 @@ def content_tag(root: Path, image: Image, parent_tag: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def ecr_token(host: str) -> str:
+    """The token of an Amazon ECR registry, base64 of ``AWS:<password>``, good for twelve hours; "" for any other host.
+
+    Raises GroundcrewError when AWS gives none.
+    """
+    found = _ECR.fullmatch(host)
+    if not found:
+        return ""
+    import boto3
+    import botocore.exceptions
+
+    try:
+        reply = boto3.client("ecr", region_name=found[1]).get_authorization_token()
+    except (
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+    ) as error:
+        raise GroundcrewError(
+            f"no login to the registry {host}: {error}. Whoever builds images needs credentials of AWS (`aws sts "
+            "get-caller-identity` shows whose you have) that may ecr:GetAuthorizationToken."
+        ) from error
+    return str(reply["authorizationData"][0]["authorizationToken"])
+
+
 class Builder:
     """Builds images on this machine and pushes them to one registry.
 
-    ``registry`` is where to push (host:port or host/path), None for images that only this machine needs;
-    ``ca_file`` a CA bundle that builds trust, for networks that re-sign TLS.
+    ``registry`` is where to push (host:port or host/path), None for images that only this machine needs; Amazon ECR is
+    logged in to with the AWS credentials of whoever builds, unless there is an ``authorization``, the header to send.
+    ``ca_file`` is a CA bundle that builds trust, for networks that re-sign TLS.
     """
 
     def __init__(
@@ -91,6 +121,10 @@ class Builder:
         self.authorization, self.ca_file = authorization, ca_file
         self.images = {image.name: image for image in images}
         self.built: list[str] = []
+        self.host, _, self._path = (registry or "").partition("/")
+        self._login = threading.RLock()
+        self._token: str | None = None
+        self._logged_in = False
 
     def tag(self, name: str) -> str:
         image = self.images[name]
@@ -112,16 +146,17 @@ class Builder:
 
     def remote_digest(self, name: str) -> str | None:
         """The digest that the registry has for the image's tag; None when it does not have it."""
-        registry, _, path = str(self.registry).partition("/")
-        repository = "/".join(part for part in (path, "groundcrew", name) if part)
+        repository = "/".join(part for part in (self._path, "groundcrew", name) if part)
         scheme = "http" if self.plain_http else "https"
         request = urllib.request.Request(
-            f"{scheme}://{registry}/v2/{repository}/manifests/{self.tag(name)}",
+            f"{scheme}://{self.host}/v2/{repository}/manifests/{self.tag(name)}",
             method="HEAD",
             headers={"Accept": MANIFESTS},
         )
-        if self.authorization:
-            request.add_header("Authorization", self.authorization)
+        authorization = self.authorization or (f"Basic {self.token()}" if self.token() else "")
+        if authorization:
+            # To the registry and to no host that it may redirect to.
+            request.add_unredirected_header("Authorization", authorization)
         try:
             # A registry on loopback is not behind the proxy of the environment.
             opener = urllib.request.build_opener(
@@ -135,14 +170,37 @@ class Builder:
             if error.code == 404:
                 return None
             raise GroundcrewError(
-                f"the registry {registry} answers {error.code} {error.reason} for groundcrew/{name}. "
+                f"the registry {self.host} answers {error.code} {error.reason} for groundcrew/{name}. "
                 "Check image_registry_push and that you are logged in."
             ) from error
         except OSError as error:
             raise GroundcrewError(
-                f"the registry {registry} does not answer: {error}. Start it (playbooks/provision.yml) or correct "
+                f"the registry {self.host} does not answer: {error}. Start it (playbooks/provision.yml) or correct "
                 "image_registry_push."
             ) from error
+
+    def token(self) -> str:
+        """ECR's token, asked for once a run; "" where there is none to ask for."""
+        with self._login:
+            if self._token is None:
+                self._token = ecr_token(self.host)
+            return self._token
+
+    def log_in(self) -> None:
+        """Give Docker the token of ECR, once a run, by its standard input: everybody can read command lines."""
+        with self._login:
+            if self._logged_in or not self.token():
+                return
+            password = base64.b64decode(self.token()).decode().partition(":")[2]
+            done = self._docker(
+                "login", "--username", "AWS", "--password-stdin", self.host, stdin=password
+            )
+            # What amazon-ecr-credential-helper says, where somebody has set it up: Docker then asks it, and needs no login.
+            by_helper = "not implemented" in done.stderr
+            if done.returncode != 0 and not by_helper:
+                said = done.stderr.strip().replace(password, "<token>")
+                raise GroundcrewError(f"Docker cannot log in to the registry {self.host}: {said}")
+            self._logged_in = True
 
     def each(
         self, names: Sequence[str], work: Callable[[str], str | None]
@@ -218,6 +276,7 @@ class Builder:
         if digest:
             return digest
         self._build(name)
+        self.log_in()
         self._docker("tag", self.local(name), self.remote(name))
         done = self._docker("push", "--quiet", self.remote(name))
         if done.returncode != 0:
@@ -234,8 +293,8 @@ class Builder:
         return digest
 
     @staticmethod
-    def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def _docker(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
         return subprocess.run(
-            [DOCKER, *arguments], env=environment, capture_output=True, text=True, check=False
-        )
+            [DOCKER, *arguments], env=environment, input=stdin, capture_output=True, text=True, check=False
+        )  # fmt: skip

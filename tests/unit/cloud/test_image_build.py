@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import contextlib
+import email.message
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import boto3
 import pytest
+from groundcrew import image_build
 from groundcrew.errors import GroundcrewError
 from groundcrew.image_build import Builder, Image, content_tag
 
@@ -287,3 +293,145 @@ def test_a_push_that_the_registry_forgets_is_an_error(
     monkeypatch.setattr(Builder, "_docker", staticmethod(Docker(set())))
     with pytest.raises(GroundcrewError, match="lost image 'app' right after the push"):
         builder(root, registry).push("app")
+
+
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+# What moto gives out: base64 of AWS:123456789012-auth-token.
+TOKEN = "QVdTOjEyMzQ1Njc4OTAxMi1hdXRoLXRva2Vu"
+PASSWORD = "123456789012-auth-token"
+DOCKER = """#!/bin/sh
+cd "$(dirname "$0")"
+echo "$@" >>asked
+case $1 in
+image) exit 1 ;;
+login) cat >stdin; cat refusal >&2; exit $(cat status) ;;
+push) touch "$(echo "$3" | sed 's,.*/groundcrew/,,; s,:.*,,').pushed" ;;
+esac
+"""
+
+
+class Reply(NamedTuple):
+    headers: dict[str, str]
+
+
+class Ecr:
+    """ECR as the controller meets it: its registry by HTTP, Docker as a program, and who asked AWS for a token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.regions: list[str | None] = []
+        self.sent: list[tuple[str, str | None]] = []
+        self.docker = folder / "docker"
+        self.docker.write_text(DOCKER)
+        self.docker.chmod(0o755)
+        self.login(0, "")
+
+    def login(self, status: int, says: str) -> None:
+        (self.folder / "status").write_text(f"{status}\n")
+        (self.folder / "refusal").write_text(says)
+
+    def asked(self, command: str) -> list[str]:
+        """What Docker was asked, of one command."""
+        lines = (self.folder / "asked").read_text().splitlines()
+        return [line for line in lines if line.split()[0] == command]
+
+    def open(self, request: urllib.request.Request, timeout: float) -> Any:
+        self.sent.append((request.full_url, request.get_header("Authorization")))
+        # urllib sends these on, to whatever host a redirection names.
+        assert "Authorization" not in request.headers
+        name = request.full_url.split("/")[-3]
+        if not (self.folder / f"{name}.pushed").exists():
+            raise urllib.error.HTTPError(
+                request.full_url, 404, "Not Found", email.message.Message(), None
+            )
+        return contextlib.nullcontext(Reply({"Docker-Content-Digest": DIGEST}))
+
+
+@pytest.fixture
+def ecr(
+    aws: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Ecr:
+    stand_in = Ecr(tmp_path_factory.mktemp("ecr"))
+    client: Callable[..., Any] = boto3.client
+
+    def counted(service: str, **options: Any) -> Any:
+        stand_in.regions.append(options.get("region_name"))
+        return client(service, **options)
+
+    monkeypatch.setattr(boto3, "client", counted)
+    monkeypatch.setattr(image_build, "DOCKER", str(stand_in.docker))
+    monkeypatch.setattr(urllib.request, "build_opener", lambda *handlers: stand_in)
+    return stand_in
+
+
+def test_ecr_is_asked_with_a_token_of_its_region(root: Path, ecr: Ecr) -> None:
+    asks = Builder(root, [BASE, IMAGE], registry=ECR)
+    assert asks.remote_digest("app") is None and asks.remote_digest("base") is None
+    assert ecr.sent[0] == (
+        f"https://{ECR}/v2/groundcrew/app/manifests/{asks.tag('app')}",
+        f"Basic {TOKEN}",
+    )
+    assert ecr.regions == ["eu-west-1"], "one token is enough for a run"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:5000", "ghcr.io", f"x{ECR}", f"{ECR}.example.org", "public.ecr.aws", ECR.replace("1", "", 1)],
+)  # fmt: skip
+def test_no_other_registry_gets_a_token(root: Path, ecr: Ecr, host: str) -> None:
+    builds = Builder(root, [BASE, IMAGE], registry=f"{host}/team")
+    builds.push("app")
+    assert ecr.regions == [] and {header for _, header in ecr.sent} == {None}
+    assert not ecr.asked("login") and ecr.asked("push")
+
+
+def test_an_authorization_that_is_given_is_the_one_that_is_sent(root: Path, ecr: Ecr) -> None:
+    Builder(root, [BASE, IMAGE], registry=ECR, authorization="Basic eDp5").remote_digest("app")
+    assert ecr.sent[0][1] == "Basic eDp5" and ecr.regions == []
+
+
+def test_docker_logs_in_to_ecr_once_before_the_first_push(root: Path, ecr: Ecr) -> None:
+    builds = Builder(root, [BASE, IMAGE], registry=ECR)
+    assert builds.each(["app", "base"], builds.push) == {"app": DIGEST, "base": DIGEST}
+    assert ecr.asked("login") == [f"login --username AWS --password-stdin {ECR}"]
+    assert (ecr.folder / "stdin").read_text() == PASSWORD
+    lines = (ecr.folder / "asked").read_text()
+    assert lines.index("\nlogin ") < lines.index("\npush ")
+    assert PASSWORD not in lines and TOKEN not in lines
+    assert ecr.regions == ["eu-west-1"]
+
+
+def test_docker_is_not_logged_in_where_nothing_is_pushed(root: Path, ecr: Ecr) -> None:
+    (ecr.folder / "app.pushed").touch()
+    assert Builder(root, [BASE, IMAGE], registry=ECR).push("app") == DIGEST
+    assert not (ecr.folder / "asked").exists()
+
+
+def test_a_login_that_fails_is_named_without_its_token(root: Path, ecr: Ecr) -> None:
+    ecr.login(1, f"denied: {PASSWORD} is too old")
+    with pytest.raises(
+        GroundcrewError, match=f"cannot log in to the registry {ECR}: denied: <token> is"
+    ) as error:
+        Builder(root, [BASE, IMAGE], registry=ECR).push("app")
+    assert PASSWORD not in str(error.value) and not ecr.asked("push")
+
+
+def test_a_credential_helper_of_ones_own_needs_no_login(root: Path, ecr: Ecr) -> None:
+    ecr.login(1, "Error saving credentials: error storing credentials - err: exit status 1, out: `not implemented`")  # fmt: skip
+    assert Builder(root, [BASE, IMAGE], registry=ECR).push("app") == DIGEST
+
+
+def test_without_credentials_of_aws_the_error_says_what_is_missing(
+    root: Path, ecr: Ecr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(
+        GroundcrewError, match=f"no login to the registry {ECR}: .*ecr:GetAuthorizationToken"
+    ):
+        Builder(root, [BASE, IMAGE], registry=ECR).push("app")
+    assert ecr.sent == []

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from groundcrew.inventory import faults
+from groundcrew.inventory import faults, unedited
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTS = """\
@@ -104,3 +104,29 @@ def test_a_run_without_limit_is_refused() -> None:
     assert done.returncode != 0 and "Say which environment you mean" in " ".join(
         (done.stdout + done.stderr).split()
     )
+
+
+def test_an_example_says_which_lines_to_edit() -> None:
+    text = (
+        "# EDIT is explained here\n"
+        "aws_account: EDIT      # twelve digits\n"
+        "domain: EDIT\n"
+        "region: us-east-1      # EDIT is no value here\n"
+        "edited: [EDITED]\n"
+    )
+    assert unedited(text, "fleet.yml") == [
+        "fleet.yml:2: aws_account: twelve digits",
+        "fleet.yml:3: domain: give it a value",
+    ]
+
+
+@pytest.mark.parametrize("environment", ["staging", "prod"])
+def test_the_examples_are_unedited_in_one_file(environment: str) -> None:
+    folder = ROOT / f"inventories/{environment}"
+    found = {
+        path.relative_to(folder).as_posix(): len(unedited(path.read_text(), path.name))
+        for path in folder.rglob("*.yml")
+    }
+    assert {name for name, lines in found.items() if lines} == {
+        f"group_vars/{environment}/fleet.yml"
+    }

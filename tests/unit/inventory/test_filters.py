@@ -254,7 +254,8 @@ def test_a_host_that_left_no_checks_is_a_failed_one(filters: Any) -> None:
 
 
 def test_a_container_made_anew_is_another_machine(filters: Any) -> None:
-    assert filters["machine_ids"]({"a": "i-1", "b": "i-2"}, {"a": "c0ffee"}) == {
+    instances = {"a": {"id": "i-1"}, "b": {"id": "i-2"}}
+    assert filters["machine_ids"](instances, {"a": "c0ffee"}) == {
         "a": "i-1/c0ffee",
         "b": "i-2",
     }
