@@ -70,14 +70,14 @@ class Drill:
         return json.dumps({"models": models})
 
     def start(
-        self, *arguments: str, playbook: str = PLAYBOOK, **environment: str
+        self, *arguments: str, playbook: str = PLAYBOOK, limit: str = "", **environment: str
     ) -> subprocess.Popen[str]:
         command = [
             str(ROOT / ".venv/bin/ansible-playbook"),
             *self._inventory,
             playbook,
             "-l",
-            self.environment,
+            limit or self.environment,
             *arguments,
         ]
         # The controller is another machine than the fleet; where it is the same one, it must not take the fleet's processors.
@@ -90,8 +90,10 @@ class Drill:
             stderr=subprocess.STDOUT,
         )
 
-    def release(self, *arguments: str, playbook: str = PLAYBOOK) -> tuple[int, str]:
-        process = self.start(*arguments, playbook=playbook)
+    def release(
+        self, *arguments: str, playbook: str = PLAYBOOK, limit: str = ""
+    ) -> tuple[int, str]:
+        process = self.start(*arguments, playbook=playbook, limit=limit)
         output, _ = process.communicate(timeout=900)
         return process.returncode, output
 

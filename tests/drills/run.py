@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from drill import PLAYBOOK, ROOT, Drill, docker, settle
 from groundcrew.load import Load, figures
-from hosts import rebuild
+from hosts import patch, rebuild
 
 sys.path.insert(0, str(ROOT / "molecule/shared"))
 from processes import kill_all
@@ -330,6 +330,7 @@ DRILLS: dict[str, Callable[[Drill], None]] = {
     "key_rotation": key_rotation,
     "canaries": canaries,
     "rebuild": rebuild,
+    "patch": patch,
 }
 
 
