@@ -206,6 +206,7 @@ def test_nobody_notices_a_release_a_bad_one_a_death_and_reloads():
         "key_rotation",
         "canaries",
         "rebuild",
+        "patch",
     ]
     command = [sys.executable, ROOT / "tests/drills/run.py", "--environment=test", "--rate=40"]
     done = subprocess.run(
