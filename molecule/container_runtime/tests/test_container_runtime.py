@@ -76,12 +76,12 @@ def test_docker_asks_the_helper_for_ecr_and_for_nothing_else(host):
     """A stand-in of the helper, ahead of the real one on PATH, notes what Docker wants to know."""
     assert host.exists("docker-credential-ecr-login")
     host.check_output(
-        "mkdir -p /run/helper && printf '%s\\n' '#!/bin/sh' 'cat >>/run/helper/asked' 'exit 1' "
-        ">/run/helper/docker-credential-ecr-login && chmod +x /run/helper/docker-credential-ecr-login"
+        "mkdir -p /opt/helper && printf '%s\\n' '#!/bin/sh' 'cat >>/opt/helper/asked' 'exit 1' "
+        ">/opt/helper/docker-credential-ecr-login && chmod +x /opt/helper/docker-credential-ecr-login"
     )
     # Neither answers: Docker looks for the login first.
     for image in (f"{ECR}/groundcrew/nothing:1", "127.0.0.1:9/nothing:1"):
-        pull = host.run(f"PATH=/run/helper:$PATH HOME=/root timeout 60 docker pull -q {image}")
+        pull = host.run(f"PATH=/opt/helper:$PATH HOME=/root timeout 60 docker pull -q {image}")
         assert pull.rc != 0
-    assert host.check_output("cat /run/helper/asked") == ECR
-    host.check_output("rm -r /run/helper")
+    assert host.check_output("cat /opt/helper/asked") == ECR
+    host.check_output("rm -r /opt/helper")
