@@ -202,3 +202,26 @@ def test_a_polite_stop_ends_it(cloud: StandIn) -> None:
     assert cloud.process is not None
     cloud.process.terminate()
     assert cloud.process.wait(timeout=30) == 0
+
+
+def test_another_checkouts_is_not_taken_for_ours(cloud: StandIn, tmp_path: Path) -> None:
+    """It has another cloud: to deploy into that would be to deploy over somebody else's hosts."""
+    cloud.start()
+
+    def start(state: Path) -> subprocess.CompletedProcess[str]:
+        words = [PROGRAM.with_name("start-aws-stand-in"), sys.executable, "127.0.0.1"]
+        return subprocess.run(
+            [*map(str, words), str(cloud.port), str(state)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    ours = start(cloud.state)
+    assert (ours.returncode, ours.stdout) == (0, "running\n")
+    theirs = start(tmp_path / "other")
+    assert theirs.returncode == 1
+    assert cloud.process is not None
+    assert f"process {cloud.process.pid}" in theirs.stderr and str(cloud.state) in theirs.stderr
+    assert cloud.instances() == []
