@@ -23,6 +23,9 @@ options:
       data_directory: {description: Where a volume that outlives the container is mounted; left out it has none., type: str}
       publish: {description: "Ports on this machine: address, port, host_port.", type: list, elements: dict, default: []}
   images: {description: "Host image of each variant, by host-<variant>.", type: dict, default: {}}
+  bake:
+    description: "Make an image of a host instead: host, image_id (of the machine image that stands for it), fleet."
+    type: dict
   remember_only: {description: Change nothing; fail when there are containers and the cloud knows no instance., type: bool, default: false}
   remove_all: {description: Remove every container of the environment instead., type: bool, default: false}
 """
@@ -62,6 +65,7 @@ def main():
                 },
             },
             "images": {"type": "dict", "default": {}},
+            "bake": {"type": "dict"},
             "remember_only": {"type": "bool", "default": False},
             "remove_all": {"type": "bool", "default": False},
         },
@@ -82,6 +86,10 @@ def main():
             module.exit_json(
                 changed=bool(containers), created=[], removed=sorted(containers), instances={}
             )
+        if baking := module.params["bake"]:
+            if not module.check_mode:
+                local.bake(containers[baking["host"]], baking["image_id"], baking["fleet"])
+            module.exit_json(changed=True, created=[], removed=[], machines={})
         import boto3
 
         ec2 = boto3.client("ec2")

@@ -164,11 +164,15 @@ def _interface(
 def _differences(
     name: str, host: Mapping[str, Any], instance: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """What only a new instance would mend."""
+    """What only a new instance would mend. A baked image is of a host that started from the fleet's own, so that one is as good."""
+    good = {
+        "instance_type": [host["instance_type"]],
+        "image_id": [host["image_id"], host.get("base_image_id")],
+    }
     return [
         _item(DIFFERS, "instance", name, f"{what} {instance[key]}, declared {host[key]}")
         for key, what in (("instance_type", "type"), ("image_id", "image"))
-        if instance[key] != host[key]
+        if instance[key] not in good[key]
     ]
 
 

@@ -92,3 +92,21 @@ def _uses(
         read = {s["batch_job"] for s in declared["services"].values() if "batch_job" in s}
         return {"jobs": sorted(read)}
     return {}
+
+
+def write(iam: Any, role: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Make or change one role, its policy and its instance profile. The description, which says that all of it was written, comes last."""
+    name = role["name"]
+    listed = [{"Key": key, "Value": value} for key, value in tags.items()]
+    try:
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=role["trust"], Tags=listed)
+    except iam.exceptions.EntityAlreadyExistsException:
+        iam.update_assume_role_policy(RoleName=name, PolicyDocument=role["trust"])
+    iam.put_role_policy(RoleName=name, PolicyName="groundcrew", PolicyDocument=role["policy"])
+    try:
+        iam.create_instance_profile(InstanceProfileName=name, Tags=listed)
+    except iam.exceptions.EntityAlreadyExistsException:
+        pass
+    if not iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]:
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    iam.update_role(RoleName=name, Description=f"{role['description']} {role['digest']}")

@@ -16,6 +16,10 @@ from typing import Any
 from .errors import GroundcrewError
 
 LABEL = "groundcrew"
+# What a baked machine image (AMI) is here: a container image of this name with the AMI's id as its tag, and a volume with what its
+# Docker Engine had.
+BAKED = "groundcrew/machine"
+ENGINE = "/var/lib/docker"
 
 # What systemd, sshd and a nested Docker Engine need. Less than --privileged: no SYS_RESOURCE (which some machines
 # cannot give), no devices, no host namespaces but the control groups.
@@ -42,6 +46,7 @@ class Instance:
     name: str
     address: str
     state: str  # pending, running, stopping, stopped, shutting-down, terminated
+    image_id: str = ""
 
 
 @dataclass
@@ -108,6 +113,7 @@ def read_instances(ec2: Any, environment: str) -> list[Instance]:
                         tags.get("Name", ""),
                         raw.get("PrivateIpAddress", ""),
                         raw["State"]["Name"],
+                        raw.get("ImageId", ""),
                     )
                 )
     return found
@@ -175,14 +181,16 @@ class LocalHosts:
         from docker.utils import parse_bytes
 
         published = host.get("publish") or []
+        baked = self._baked(instance)
+        # A volume of its own: nested overlay2 needs a real file system under it. Without a name it goes with the container.
+        own = {"Volumes": {ENGINE: {}}} if not baked else {}
         config = {
-            "Image": host["image"],
+            **own,
+            "Image": f"{BAKED}:{baked}" if baked else host["image"],
             "Cmd": ["/lib/systemd/systemd"],
             "Hostname": host["name"],
             "Env": ["container=docker"],
             "StopSignal": "SIGRTMIN+3",
-            # An anonymous volume: nested overlay2 needs a real file system under it.
-            "Volumes": {"/var/lib/docker": {}},
             "ExposedPorts": {f"{entry['port']}/tcp": {} for entry in published},
             "Labels": {
                 f"{LABEL}.environment": self.environment,
@@ -192,7 +200,11 @@ class LocalHosts:
             },
             "HostConfig": {
                 **HOST_CONFIG,
-                "Binds": [*HOST_CONFIG["Binds"], *self._data(host)],
+                "Binds": [
+                    *HOST_CONFIG["Binds"],
+                    *self._data(host),
+                    *([self._engine_of(baked, instance)] if baked else []),
+                ],
                 "NetworkMode": self.network,
                 "Memory": parse_bytes(host["memory"]) if host.get("memory") else 0,
                 "PortBindings": {
@@ -216,6 +228,51 @@ class LocalHosts:
             container.remove(force=True, v=True)
             raise
 
+    def bake(self, container: Any, image_id: str, fleet: str) -> None:
+        """Make an image of a host, for instances that are started from this machine image; the fleet's older ones go."""
+        labels = {f"{LABEL}.environment": self.environment, f"{LABEL}.baked": fleet}
+        for older in self.docker.images.list(
+            filters={"label": [f"{k}={v}" for k, v in labels.items()]}
+        ):
+            self.docker.images.remove(older.id, force=True)
+        for volume in self.docker.volumes.list(
+            filters={"label": [f"{k}={v}" for k, v in labels.items()]}
+        ):
+            volume.remove()
+        changes = "\n".join(f"LABEL {key}={value}" for key, value in labels.items())
+        container.commit(BAKED, image_id, changes=changes)
+        (engine,) = [m["Name"] for m in container.attrs["Mounts"] if m["Destination"] == ENGINE]
+        kept = self.docker.volumes.create(f"{LABEL}-machine-{image_id}", labels=labels)
+        self._copy(f"{BAKED}:{image_id}", engine, kept.name)
+
+    def _baked(self, instance: Instance) -> str:
+        """The id of the instance's machine image if it was baked here; otherwise nothing."""
+        found = instance.image_id and self.docker.images.list(f"{BAKED}:{instance.image_id}")
+        return instance.image_id if found else ""
+
+    def _engine_of(self, baked: str, instance: Instance) -> str:
+        """A volume with what the baked host's engine had."""
+        labels = {f"{LABEL}.environment": self.environment}
+        own = self.docker.volumes.create(f"{LABEL}-engine-{instance.id}", labels=labels)
+        self._copy(f"{BAKED}:{baked}", f"{LABEL}-machine-{baked}", own.name)
+        return f"{own.name}:{ENGINE}"
+
+    def _copy(self, image: str, source: str, target: str) -> None:
+        """One volume's content into another, with owners, devices and attributes, which overlay2 needs."""
+        self.docker.containers.run(
+            image,
+            ["cp", "--archive", "/from/.", "/to/"],
+            entrypoint=[],
+            network_mode="none",
+            remove=True,
+            cap_add=["ALL"],
+            security_opt=["seccomp=unconfined", "apparmor=unconfined"],
+            volumes={
+                source: {"bind": "/from", "mode": "ro"},
+                target: {"bind": "/to", "mode": "rw"},
+            },
+        )
+
     def _data(self, host: dict[str, Any]) -> list[str]:
         """The data volume, which outlives the container, where the instance's would be mounted."""
         if not host.get("data_directory"):
@@ -231,5 +288,13 @@ class LocalHosts:
             volume.remove()
 
     def remove(self, container: Any) -> None:
-        """Remove a container and the anonymous volume of its Docker Engine."""
+        """Remove a container and the volume of its Docker Engine."""
+        engines = [
+            mount["Name"]
+            for mount in container.attrs.get("Mounts", [])
+            if mount.get("Destination") == ENGINE
+            and mount.get("Name", "").startswith(f"{LABEL}-engine-")
+        ]
         container.remove(force=True, v=True)
+        for name in engines:
+            self.docker.volumes.get(name).remove()

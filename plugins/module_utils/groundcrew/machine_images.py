@@ -18,6 +18,8 @@ DEFAULT = "ubuntu"
 OLD_AFTER_DAYS = 60
 WARN_BEFORE_END_DAYS = 60
 COMMAND = "ansible-playbook playbooks/pin_ami.yml -l"
+# What was baked of a fleet's host is pinned under this and the fleet's name; it is used by that fleet in place of its own image.
+BAKED = "baked_"
 KEYS = ("id", "name", "date", "support_end")
 
 Pin = dict[str, str]
@@ -164,6 +166,11 @@ def warnings(
         end = _date(pin.get("support_end"), f"machine_images: support_end of {name}")
         left = (end - now).days
         what = f"Machine image {name} ({pin.get('id', '?')})"
+        if name.startswith(BAKED):
+            if age > OLD_AFTER_DAYS:
+                again = "ansible-playbook playbooks/bake.yml -l <a host of that fleet>"
+                lines.append(f"{what} is {age} days old. Bake it again: {again}")
+            continue
         if age > OLD_AFTER_DAYS:
             lines.append(
                 f"{what} is {age} days old, its updates too. Pin today's: {COMMAND} {environment}"

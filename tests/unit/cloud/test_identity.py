@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import boto3
 from groundcrew import identity
+from moto import mock_aws
 
 FOLDER = str(Path(__file__).resolve().parents[3] / "files/iam")
 COMMON = {
@@ -73,3 +75,24 @@ def test_a_change_of_what_is_declared_is_a_change_of_the_digest() -> None:
 
     more = {**DECLARED, "batch_jobs": {"weekly": DECLARED["batch_jobs"]["nightly"]}}  # type: ignore[index]
     assert digest(DECLARED) == digest(dict(DECLARED)) != digest(more)
+
+
+@mock_aws
+def test_a_role_is_written_whole_and_again_after_a_change() -> None:
+    iam = boto3.client("iam", region_name="us-east-1")
+    (role,) = identity.roles(
+        {"batch": {"functions": ["batch"], "fleets": ["batch"]}}, "prod", DECLARED, COMMON, FOLDER
+    )
+    for wanted in (
+        role,
+        role,
+        {**role, "digest": "another", "policy": role["policy"].replace("x.csv", "y.csv")},
+    ):
+        identity.write(iam, wanted, {"Project": "groundcrew"})
+        name = "groundcrew-prod-batch"
+        found = iam.get_role(RoleName=name)["Role"]
+        assert found["Description"] == f"Hosts of fleet batch: batch {wanted['digest']}"
+        policy = iam.get_role_policy(RoleName=name, PolicyName="groundcrew")["PolicyDocument"]
+        assert policy == json.loads(wanted["policy"])
+        profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
+        assert [r["RoleName"] for r in profile["Roles"]] == [name]
