@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -103,10 +104,8 @@ def write(iam: Any, role: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     except iam.exceptions.EntityAlreadyExistsException:
         iam.update_assume_role_policy(RoleName=name, PolicyDocument=role["trust"])
     iam.put_role_policy(RoleName=name, PolicyName="groundcrew", PolicyDocument=role["policy"])
-    try:
+    with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):
         iam.create_instance_profile(InstanceProfileName=name, Tags=listed)
-    except iam.exceptions.EntityAlreadyExistsException:
-        pass
     if not iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     iam.update_role(RoleName=name, Description=f"{role['description']} {role['digest']}")

@@ -183,7 +183,7 @@ class LocalHosts:
         published = host.get("publish") or []
         baked = self._baked(instance)
         # A volume of its own: nested overlay2 needs a real file system under it. Without a name it goes with the container.
-        own = {"Volumes": {ENGINE: {}}} if not baked else {}
+        own: dict[str, Any] = {"Volumes": {ENGINE: {}}} if not baked else {}
         config = {
             **own,
             "Image": f"{BAKED}:{baked}" if baked else host["image"],
