@@ -265,8 +265,11 @@ class LocalHosts:
             entrypoint=[],
             network_mode="none",
             remove=True,
-            cap_add=["ALL"],
-            security_opt=["seccomp=unconfined", "apparmor=unconfined"],
+            # Or it would be taken for the host that the image was made of.
+            labels={f"{LABEL}.kind": "copy", f"{LABEL}.host": ""},
+            cap_add=HOST_CONFIG["CapAdd"],
+            cap_drop=HOST_CONFIG["CapDrop"],
+            security_opt=HOST_CONFIG["SecurityOpt"],
             volumes={
                 source: {"bind": "/from", "mode": "ro"},
                 target: {"bind": "/to", "mode": "rw"},
