@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "molecule/shared"))
 from processes import kill_all
 
 PLAYBOOK = "playbooks/rebuild.yml"
+FLEETS = ("prediction", "gateway", "application", "training", "batch")
 # Until health checks have taken a host out.
 DETECTION_SECONDS = 3
 
@@ -72,46 +73,60 @@ def rebuilt(drill: Drill, what: str, names: list[str]) -> dict[str, float]:
     return {"all of it": round(took, 1), **{name: s for name, s in phases.items() if s >= 1}}
 
 
+def bake(drill: Drill) -> None:
+    """A machine image of the first prediction host, for those that are launched from then on."""
+    host = drill.hosts("prediction")[0]
+    status, output = drill.release(playbook="playbooks/bake.yml", limit=host)
+    drill.check("an image is baked", status == 0, output[-2500:] if status else "yes")
+
+
 def rebuild(drill: Drill) -> None:
-    """A host of each fleet is terminated and comes back, then all of them at once, then with the controller killed meanwhile."""
+    """Hosts are terminated and come back: one of each fleet, one from a baked image, all at once, with the controller killed."""
     hosts = sorted(set(drill.access["hosts"]))
     seconds: dict[str, dict[str, float]] = {
         "nothing to rebuild": rebuilt(drill, "nothing to rebuild", [])
     }
     load: dict[str, Any] = {}
-    fleets = (
-        ["prediction"]
-        if drill.short
-        else ["prediction", "gateway", "application", "training", "batch"]
-    )
-    for fleet in fleets:
-        victim = drill.hosts(fleet)[-1]
-        # Somebody else has to serve meanwhile.
-        under_load = fleet != "gateway" and len(hosts) > 1
+
+    def one(victim: str, what: str, under_load: bool) -> None:
         running = drill.load() if under_load else None
         settle(3 if running else 0)
         terminate(drill, [victim])
         killed = running.now() if running else 0.0
-        seconds[victim] = rebuilt(drill, victim, [victim])
+        seconds[what] = rebuilt(drill, what, [victim])
         if running:
             samples = running.stop()
             late = [s for s in samples if s.failed and s.at > killed + DETECTION_SECONDS]
-            load[victim] = figures(samples)
+            load[what] = figures(samples)
             drill.check(
-                f"{victim}: no request failed after {DETECTION_SECONDS} s", not late, len(late)
+                f"{what}: no request failed after {DETECTION_SECONDS} s", not late, len(late)
             )
+
+    prediction = drill.hosts("prediction")[-1]
+    # Somebody else has to serve meanwhile.
+    several = len(hosts) > 1
+    if not (drill.short and several):
+        for fleet in ["prediction"] if drill.short else FLEETS:
+            victim = drill.hosts(fleet)[-1]
+            one(victim, victim, several and fleet != "gateway")
+    if several:
+        bake(drill)
+        try:
+            one(prediction, f"{prediction}, baked", True)
+        finally:
+            # Hosts start from their fleet's own image again.
+            (drill.build / "machine_images.yml").unlink(missing_ok=True)
     if not drill.short:
         terminate(drill, hosts)
         seconds["all at once"] = rebuilt(drill, "all at once", hosts)
-        victim = drill.hosts("prediction")[-1]
         for moment in (8, 20, 35):
-            terminate(drill, [victim])
+            terminate(drill, [prediction])
             process = drill.start(playbook=PLAYBOOK)
             time.sleep(moment)
             kill_all(process.pid)
             process.communicate()
             what = f"controller killed after {moment} s"
-            seconds[what] = rebuilt(drill, what, [victim])
+            seconds[what] = rebuilt(drill, what, [prediction])
     drill.figures = {"seconds": seconds, "load": load}
     print_table(seconds)
 

@@ -320,6 +320,8 @@ def flood_for(environment: str, seconds: float) -> None:
 
 
 DRILLS: dict[str, Callable[[Drill], None]] = {
+    "rebuild": rebuild,
+    "patch": patch,
     "releases": releases,
     "bad_releases": bad_releases,
     "interrupted": interrupted,
@@ -329,8 +331,6 @@ DRILLS: dict[str, Callable[[Drill], None]] = {
     "gateway_reloads": gateway_reloads,
     "key_rotation": key_rotation,
     "canaries": canaries,
-    "rebuild": rebuild,
-    "patch": patch,
 }
 
 

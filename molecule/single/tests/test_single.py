@@ -38,10 +38,15 @@ def test_only_gateway_and_sshd_listen_on_every_address(host):
     assert public <= {"22", "443"}, sockets
 
 
-def test_nobody_notices_a_release_on_one_host():
-    """The short form of a drill (tests/drills/run.py): there is no other host to take the requests meanwhile."""
+def test_a_release_and_a_rebuild_of_one_host():
+    """The short form of two drills (tests/drills/run.py). There is no other host to take the requests meanwhile, so none is sent while it
+    is gone."""
     command = [sys.executable, ROOT / "tests/drills/run.py", "--environment=test", "--rate=40"]
     done = subprocess.run(
-        [*command, "--short", "releases"], capture_output=True, text=True, check=False, timeout=300
+        [*command, "--short", "rebuild", "releases"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
