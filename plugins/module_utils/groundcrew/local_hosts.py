@@ -231,19 +231,28 @@ class LocalHosts:
     def bake(self, container: Any, image_id: str, fleet: str) -> None:
         """Make an image of a host, for instances that are started from this machine image; the fleet's older ones go."""
         labels = {f"{LABEL}.environment": self.environment, f"{LABEL}.baked": fleet}
-        for older in self.docker.images.list(
-            filters={"label": [f"{k}={v}" for k, v in labels.items()]}
-        ):
-            self.docker.images.remove(older.id, force=True)
-        for volume in self.docker.volumes.list(
-            filters={"label": [f"{k}={v}" for k, v in labels.items()]}
-        ):
-            volume.remove()
+        self._forget_baked(labels)
         changes = "\n".join(f"LABEL {key}={value}" for key, value in labels.items())
         container.commit(BAKED, image_id, changes=changes)
         (engine,) = [m["Name"] for m in container.attrs["Mounts"] if m["Destination"] == ENGINE]
         kept = self.docker.volumes.create(f"{LABEL}-machine-{image_id}", labels=labels)
         self._copy(f"{BAKED}:{image_id}", engine, kept.name)
+
+    def _forget_baked(self, labels: dict[str, str]) -> None:
+        """Remove older images, but those that hosts run."""
+        from docker.errors import APIError
+
+        wanted = {"label": [f"{key}={value}" for key, value in labels.items()]}
+        for older in self.docker.images.list(filters=wanted):
+            tags = list(older.tags)
+            try:
+                self.docker.images.remove(older.id, force=True)
+            except APIError as error:
+                if error.status_code != 409:
+                    raise
+                continue
+            for tag in tags:
+                self.docker.volumes.get(f"{LABEL}-machine-{tag.rpartition(':')[2]}").remove()
 
     def _baked(self, instance: Instance) -> str:
         """The id of the instance's machine image if it was baked here; otherwise nothing."""
