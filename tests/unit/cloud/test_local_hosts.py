@@ -4,9 +4,10 @@ import io
 import socket
 import tarfile
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from docker.errors import APIError
 from groundcrew.errors import GroundcrewError
 from groundcrew.local_hosts import (
     HOST_CONFIG,
@@ -172,3 +173,101 @@ def test_sshd_is_waited_for_until_it_greets() -> None:
 def test_sshd_that_never_greets_is_named() -> None:
     with pytest.raises(GroundcrewError, match="waited 0.1 s for sshd on 127.0.0.1, port 9"):
         wait_for_sshd("127.0.0.1", 9, seconds=0.1)
+
+
+class Volume:
+    def __init__(self, engine: BakingEngine, name: str) -> None:
+        self.engine, self.name = engine, name
+
+    def remove(self) -> None:
+        del self.engine.kept[self.name]
+
+
+class BakedImage:
+    def __init__(self, tag: str, used: bool) -> None:
+        self.id = self.tag = tag
+        self.tags, self.used = [f"groundcrew/machine:{tag}"], used
+
+
+class BakingEngine:
+    """A Docker Engine with images, volumes and one host; it notes what is copied into which volume."""
+
+    def __init__(self, *baked: BakedImage) -> None:
+        self.baked = {image.tag: image for image in baked}
+        self.kept = {f"groundcrew-machine-{tag}": "content" for tag in self.baked}
+        self.config: dict[str, Any] = {}
+        engine = self
+
+        class Images:
+            def list(self, name: str = "", filters: Any = None) -> list[BakedImage]:
+                tag = name.rpartition(":")[2]
+                return [i for i in engine.baked.values() if filters or i.tag == tag]
+
+            def remove(self, image: str, force: bool) -> None:
+                if engine.baked[image].used:
+                    answer = type("Answer", (), {"status_code": 409})()
+                    raise APIError("is used", response=answer)
+                del engine.baked[image]
+
+        class Volumes:
+            def create(self, name: str, labels: Any) -> Volume:
+                assert labels["groundcrew.environment"] == "test"
+                engine.kept.setdefault(name, "")
+                return Volume(engine, name)
+
+            def get(self, name: str) -> Volume:
+                return Volume(engine, name)
+
+        class Containers:
+            attrs: ClassVar = {"Mounts": [{"Name": "anonymous", "Destination": "/var/lib/docker"}]}
+
+            def run(self, _image: str, _words: Any, volumes: Any, **_more: Any) -> None:
+                source, target = volumes
+                engine.kept[target] = f"{engine.kept.get(source, source)}, copied"
+
+            def create_container_from_config(self, config: Any, name: str) -> dict[str, str]:
+                engine.config = config
+                return {"Id": name}
+
+            def get(self, _id: str) -> Any:
+                return self
+
+            def put_archive(self, *_arguments: Any) -> None: ...
+
+            def start(self) -> None: ...
+
+            def commit(self, repository: str, tag: str, changes: str) -> None:
+                assert repository == "groundcrew/machine" and "groundcrew.baked=web" in changes
+                engine.baked[tag] = BakedImage(tag, used=False)
+
+            def remove(self, **_arguments: Any) -> None: ...
+
+        self.images, self.volumes = Images(), Volumes()
+        self.api = self.containers = Containers()
+
+
+HOST = {"name": "a", "image": "plain"}
+
+
+def test_an_instance_of_a_baked_image_starts_with_what_was_baked() -> None:
+    engine = BakingEngine(BakedImage("ami-1", used=False))
+    local = LocalHosts(engine, "test", "net")
+    local.create(HOST, Instance("i-1", "a", "10.0.0.1", "running", "ami-1"), "")
+    assert engine.config["Image"] == "groundcrew/machine:ami-1" and "Volumes" not in engine.config
+    assert "groundcrew-engine-i-1:/var/lib/docker" in engine.config["HostConfig"]["Binds"]
+    assert engine.kept["groundcrew-engine-i-1"] == "content, copied"
+    engine.containers.attrs = {
+        "Mounts": [{"Name": "groundcrew-engine-i-1", "Destination": "/var/lib/docker"}]
+    }
+    local.remove(engine.containers)
+    assert "groundcrew-engine-i-1" not in engine.kept
+    local.create(HOST, Instance("i-2", "a", "10.0.0.1", "running", "ami-2"), "")
+    assert engine.config["Image"] == "plain" and engine.config["Volumes"] == {"/var/lib/docker": {}}
+
+
+def test_baking_replaces_older_images_but_those_that_hosts_run() -> None:
+    engine = BakingEngine(BakedImage("ami-1", used=True), BakedImage("ami-2", used=False))
+    LocalHosts(engine, "test", "net").bake(engine.containers, "ami-3", "web")
+    assert set(engine.baked) == {"ami-1", "ami-3"}
+    assert set(engine.kept) == {"groundcrew-machine-ami-1", "groundcrew-machine-ami-3"}
+    assert engine.kept["groundcrew-machine-ami-3"] == "anonymous, copied"
