@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from moto import mock_aws
+from moto.core.base_backend import BackendDict
 
 
 @pytest.fixture
@@ -15,4 +16,6 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with mock_aws():
+        # Another test's may still be running, and then this one starts with what that one has.
+        BackendDict.reset()
         yield

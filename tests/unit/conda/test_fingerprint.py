@@ -132,12 +132,22 @@ def test_parts_of_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     system = tree(tmp_path / "system", {"etc/os-release": DEBIAN, "var/lib/dpkg/status": STATUS})
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
-    docker.write_text("#!/bin/sh\necho digits-1 registry/x@sha256:12\n")
+    # Name, service, part, image, release: a backend's own name is another one on every host.
+    docker.write_text(
+        "#!/bin/sh\nprintf '%s\\t%s\\t%s\\t%s\\t%s\\n'"
+        " digits-1 digits-1 '' registry/x@sha256:12 r1 digits-1-5e0b0f digits-1 backend registry/y@sha256:34 r1"
+        " probe '' '' registry/z@sha256:56 ''\n"
+    )
     docker.chmod(0o755)
     monkeypatch.setenv("PATH", str(docker.parent), prepend=os.pathsep)
     before = fingerprint.parts(host.layout.root, system)
     assert before["system"] == "Debian 12" and before["package/openssl"] == "3.0.17-1"
-    assert before["container/digits-1"] == "registry/x@sha256:12"
+    assert {part: image for part, image in before.items() if part.startswith("container/")} == {
+        "container/digits-1": "registry/x@sha256:12",
+        "container/digits-1/backend": "registry/y@sha256:34",
+        "container/probe": "registry/z@sha256:56",
+    }
+    assert fingerprint.releases() == {"digits-1": "r1"}
     assert before["conda/a/one"] == "1.0 0" and before["conda/a/other"] == "1.0 0"
     assert {"architecture", "kernel"} <= before.keys()
     assert fingerprint.parts(host.layout.root, system) == before
