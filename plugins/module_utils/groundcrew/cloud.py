@@ -25,6 +25,10 @@ class Cloud:
     def __init__(self, client: Callable[[str], Any], environment: str, bucket: str) -> None:
         self._client, self._environment, self._bucket = client, environment, bucket
         self._ec2 = client("ec2")
+        self._ours = [
+            {"Name": "tag:Project", "Values": [PROJECT]},
+            {"Name": "tag:Environment", "Values": [environment]},
+        ]
 
     def state(self) -> dict[str, Any]:
         """All of it: see the methods. Raises GroundcrewError where two things claim to be the same one."""
@@ -45,16 +49,11 @@ class Cloud:
             return {name: result.result() for name, result in running.items()}
 
     def _tagged(self, operation: str, key: str, *more: dict[str, Any]) -> list[dict[str, Any]]:
-        filters = [
-            {"Name": "tag:Project", "Values": [PROJECT]},
-            {"Name": "tag:Environment", "Values": [self._environment]},
-            *more,
-        ]
-        pages = self._ec2.get_paginator(operation).paginate(Filters=filters)
+        pages = self._ec2.get_paginator(operation).paginate(Filters=[*self._ours, *more])
         return [item for page in pages for item in page[key]]
 
     def instances(self) -> dict[str, dict[str, Any]]:
-        """Host name -> id, state, instance_type, image_id, address, fleet, profile, bootstrap_host_key."""
+        """Host name -> id, state, instance_type, image_id, address, bootstrap_host_key."""
         states = {"Name": "instance-state-name", "Values": list(THERE)}
         found = [
             instance
@@ -72,10 +71,6 @@ class Cloud:
                         "instance_type": instance["InstanceType"],
                         "image_id": instance["ImageId"],
                         "address": instance.get("PrivateIpAddress", ""),
-                        "fleet": tags(instance).get("Fleet", ""),
-                        "profile": instance.get("IamInstanceProfile", {})
-                        .get("Arn", "")
-                        .rpartition("/")[2],
                         "bootstrap_host_key": tags(instance).get("BootstrapHostKey", ""),
                     },
                 )
@@ -91,10 +86,7 @@ class Cloud:
         return {
             "id": networks[0]["VpcId"],
             "subnets": {
-                tags(subnet).get("Name", ""): {
-                    "id": subnet["SubnetId"],
-                    "zone": subnet["AvailabilityZone"],
-                }
+                tags(subnet).get("Name", ""): {"id": subnet["SubnetId"]}
                 for subnet in self._tagged("describe_subnets", "Subnets")
             },
             # Made last of what leads out.
@@ -106,11 +98,7 @@ class Cloud:
 
     def public_addresses(self) -> dict[str, str]:
         """Host name -> the public address that outlives its instance."""
-        filters = [
-            {"Name": "tag:Project", "Values": [PROJECT]},
-            {"Name": "tag:Environment", "Values": [self._environment]},
-        ]
-        found = self._ec2.describe_addresses(Filters=filters)["Addresses"]
+        found = self._ec2.describe_addresses(Filters=self._ours)["Addresses"]
         return {tags(address).get("Name", ""): address["PublicIp"] for address in found}
 
     def security_groups(self) -> dict[str, dict[str, str]]:
@@ -121,7 +109,7 @@ class Cloud:
         }
 
     def interfaces(self) -> dict[str, dict[str, Any]]:
-        """Host name -> id, address, and what is kept of its last machine: built, fingerprint."""
+        """Host name -> id, groups, and what is kept of its last machine: built, fingerprint."""
         return _by_name(
             "network interface",
             (
@@ -129,7 +117,6 @@ class Cloud:
                     tags(interface).get("Name", ""),
                     {
                         "id": interface["NetworkInterfaceId"],
-                        "address": interface["PrivateIpAddress"],
                         "groups": sorted(group["GroupId"] for group in interface["Groups"]),
                         "built": tags(interface).get("Built", ""),
                         "fingerprint": tags(interface).get("Fingerprint", ""),
@@ -140,20 +127,11 @@ class Cloud:
         )
 
     def volumes(self) -> dict[str, dict[str, Any]]:
-        """Name of a data volume -> id, size_gb, and the instance that it is attached to."""
+        """Name of a data volume -> id."""
         return _by_name(
             "data volume",
             (
-                (
-                    tags(volume)["Name"],
-                    {
-                        "id": volume["VolumeId"],
-                        "size_gb": volume["Size"],
-                        "instance": next(
-                            (a["InstanceId"] for a in volume.get("Attachments", [])), ""
-                        ),
-                    },
-                )
+                (tags(volume)["Name"], {"id": volume["VolumeId"]})
                 for volume in self._tagged("describe_volumes", "Volumes")
                 if "Name" in tags(volume)
             ),

@@ -6,12 +6,11 @@ A flow is {name, from, to, ports}. `from` and `to` name fleets; `to` may be `all
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .cloud_plan import digest
 from .errors import GroundcrewError
 
 WORLD, OPERATORS, ALL = "world", "operators", "all"
@@ -139,13 +138,12 @@ class Flows:
         found = []
         for fleet in sorted(self._fleets):
             rules = self.security_group(fleet, prefix)
-            digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
             found.append(
                 {
                     "name": prefix + fleet,
                     "description": group_description(fleet),
                     "rules": rules,
-                    "digest": digest,
+                    "digest": digest(rules),
                 }
             )
         return found

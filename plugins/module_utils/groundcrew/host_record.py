@@ -10,9 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import fingerprint
+from . import fingerprint, objects
 from .errors import GroundcrewError
-from .objects import error_code
 
 # What a machine that comes back must have again. Packages and kernel follow the distribution's updates; they are told, not refused.
 _FREE = ("package/", "kernel")
@@ -26,13 +25,8 @@ def key(name: str) -> str:
 
 def read(s3: Any, bucket: str, name: str) -> dict[str, Any]:
     """The record of a host; empty when there is none."""
-    try:
-        found = s3.get_object(Bucket=bucket, Key=key(name))
-    except Exception as error:
-        if error_code(error) in ("NoSuchKey", "404"):
-            return {}
-        raise
-    record: dict[str, Any] = json.loads(found["Body"].read())
+    found = objects.get(s3, bucket, key(name))
+    record: dict[str, Any] = json.loads(found.data) if found else {}
     return record
 
 
