@@ -225,3 +225,16 @@ def test_another_checkouts_is_not_taken_for_ours(cloud: StandIn, tmp_path: Path)
     assert cloud.process is not None
     assert f"process {cloud.process.pid}" in theirs.stderr and str(cloud.state) in theirs.stderr
     assert cloud.instances() == []
+
+
+def test_a_request_that_moto_cannot_do_is_no_end_of_its_memory(cloud: StandIn) -> None:
+    cloud.start()
+    instance = cloud.launch()
+    tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "a", "Value": "b"}]}]
+    with pytest.raises(Exception, match="500|Internal Server Error|parse response"):
+        cloud.client("ec2").create_image(InstanceId=instance, Name="image", TagSpecifications=tags)
+    after = cloud.launch()
+    before = cloud.instances()
+    cloud.kill()
+    assert cloud.start().startswith("ready")
+    assert cloud.instances() == before and {i[0] for i in before} == {instance, after}
