@@ -34,9 +34,9 @@ lint: ## Run the linters alone
 unit: ## Run the unit tests alone
 	@tests/run unit
 
-bench: ## Measure against peers on this machine (build/bench/*.json; bench=conda, serving or gateway for one)
+bench: ## Measure against peers on this machine (build/bench/*.json; bench=NAME for one of conda, serving, gateway, batch, reload)
 	@./setup.sh dev
-	@status=0; for name in $(or $(bench),conda serving gateway); do .venv/bin/python tests/bench/$$name.py || status=1; done; exit $$status
+	@status=0; for name in $(or $(bench),conda serving gateway batch reload); do .venv/bin/python tests/bench/$$name.py || status=1; done; exit $$status
 
 drill: ## Break a running system on purpose, under load, and see who notices (build/drills/*.json; drill=NAME for one)
 	@./setup.sh dev
@@ -56,7 +56,7 @@ lock-export: setup ## Render Conda locks for conda, mamba and micromamba into bu
 	@$(playbook) playbooks/lock_export.yml $(if $(conda),-e conda=$(conda))
 
 lock-requirements: setup ## Resolve requirements/*.in into hash-locked requirements/*.txt
-	@for name in bootstrap controller conda_tools dev bench_flask bench_mlserver bench_bentoml; do \
+	@for name in bootstrap controller conda_tools dev bench_flask bench_mlserver bench_bentoml bench_pandas; do \
 	    .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        --custom-compile-command 'make lock-requirements' requirements/$$name.in -o requirements/$$name.txt >/dev/null; \
 	done

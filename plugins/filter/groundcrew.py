@@ -22,6 +22,7 @@ from groundcrew import (  # noqa: E402
     fingerprint,
     flows,
     identity,
+    jobs,
     load,
     machine_images,
     rebuild,
@@ -32,11 +33,13 @@ from groundcrew.inventory import faults, unedited  # noqa: E402
 from groundcrew.service_map import parse_services  # noqa: E402
 from groundcrew.services import (  # noqa: E402
     application_service,
+    embedded_models,
     expand_models,
     expand_services,
     framework_images,
     frameworks,
     in_fleets,
+    on_host,
     prediction_service,
 )
 
@@ -91,6 +94,8 @@ class FilterModule:
             "groundcrew_framework_images": _filter(framework_images),
             "groundcrew_services": _filter(expand_services),
             "groundcrew_in_fleets": _filter(in_fleets),
+            "groundcrew_on_host": _filter(on_host),
+            "groundcrew_embedded_models": _filter(embedded_models),
             "groundcrew_prediction_service": _filter(prediction_service),
             "groundcrew_application_service": _filter(application_service),
             "groundcrew_service_fault": _filter(service_fault),
@@ -107,6 +112,11 @@ class FilterModule:
             "canary_weights": _filter(canary.weights),
             "canary_step": _filter(canary.step),
             "canary_summary": _filter(canary.summary),
+            "groundcrew_live_versions": _filter(jobs.live_versions),
+            "groundcrew_live_jobs": _filter(jobs.live_jobs),
+            "groundcrew_batch_jobs": _filter(jobs.batch_jobs),
+            "groundcrew_job_files": _filter(jobs.library_files),
+            "groundcrew_training_jobs": _filter(jobs.training_jobs),
             "fleet_roles": _filter(identity.roles),
             "cloud_plan": _filter(cloud_plan.plan),
             "cloud_plan_lines": _filter(cloud_plan.lines),

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
+
+# Ansible offers module_utils of a repository to modules, not to plugins on the controller.
+_PACKAGES = str(Path(__file__).resolve().parents[1] / "module_utils")
+if _PACKAGES not in sys.path:
+    sys.path.append(_PACKAGES)
+
+from groundcrew import services as services_of  # noqa: E402
 
 # The groups that give a host a function.
 FUNCTIONS = ("gateway", "prediction", "application", "training", "batch", "monitoring")
@@ -161,6 +170,43 @@ def gateway_models(
     return [models[name] for name in sorted(models)]
 
 
+def gateway_applications(
+    services: list[dict[str, Any]], environment: str, groups: Any, hostvars: Any
+) -> list[dict[str, Any]]:
+    """The gateway's view of the team's services: [{"name", "route", "sticky_paths", "health_path", "servers"}], two servers for each host, by slots().
+
+    services: as the filter groundcrew_services gives them.
+    """
+    return [
+        {
+            "name": service["name"],
+            "route": service["route"],
+            # Whole, as the gateway sees them.
+            "sticky_paths": [
+                service["route"][:-1] + path for path in service.get("sticky_paths", [])
+            ],
+            "health_path": service.get("ready", {}).get("path", "/healthz"),
+            "servers": slots(_service_servers(service, environment, groups, hostvars)),
+        }
+        for service in services
+    ]
+
+
+def _service_servers(
+    service: dict[str, Any], environment: str, groups: Any, hostvars: Any
+) -> list[dict[str, Any]]:
+    """fleet_servers() of the hosts that run one of the team's services."""
+    fleet = groups.get(f"{environment}_{service['fleet']}", [])
+    chosen = services_of.members(service, fleet)
+    return [
+        server
+        for server in fleet_servers(
+            service["fleet"], environment, groups, hostvars, int(service["port"])
+        )
+        if server["name"] in chosen
+    ]
+
+
 def gateway_buckets(variants: list[dict[str, Any]]) -> list[str]:
     """The version of each of a model's hundred buckets: as many as its weight says. The last versions have the last buckets, so that
     those keep theirs when their share grows."""
@@ -275,15 +321,15 @@ def scrape_targets(
 ) -> list[dict[str, Any]]:
     """What Prometheus scrapes, one job a kind: node exporters, gateways, services of models and of the team."""
 
-    def both_slots(job: str, fleet: str, port: int, labels: dict[str, str]) -> list[dict[str, Any]]:
-        """A service on each host of its fleet; it answers in one of its slots."""
+    def both_slots(job: str, servers: list[dict[str, Any]], service: str) -> list[dict[str, Any]]:
+        """A service on each of its hosts; it answers in one of its slots."""
         return [
             {
                 "job": job,
-                "targets": [f"{server['address']}:{port + slot}" for slot in (0, 1)],
-                "labels": {**labels, "host": server["name"]},
+                "targets": [f"{server['address']}:{server['port'] + slot}" for slot in (0, 1)],
+                "labels": {"service": service, "host": server["name"]},
             }
-            for server in fleet_servers(fleet, environment, groups, hostvars, port)
+            for server in servers
         ]
 
     hosts = sorted(groups[environment])
@@ -304,19 +350,14 @@ def scrape_targets(
         for server in fleet_servers("gateway", environment, groups, hostvars, 8404)
     ]
     for variant in variants:
-        targets += both_slots(
-            "prediction",
-            variant["fleet"],
-            int(variant["host_port"]),
-            {"service": variant["name"]},
+        servers = fleet_servers(
+            variant["fleet"], environment, groups, hostvars, int(variant["host_port"])
         )
+        targets += both_slots("prediction", servers, variant["name"])
     for name, service in sorted(services.items()):
-        targets += both_slots(
-            "application",
-            service.get("fleet", "application"),
-            int(service["port"]),
-            {"service": name},
-        )
+        placed = {"fleet": "application", **service, "name": name}
+        servers = _service_servers(placed, environment, groups, hostvars)
+        targets += both_slots("application", servers, name)
     return targets
 
 
@@ -449,6 +490,7 @@ class FilterModule:
             "scrape_targets": scrape_targets,
             "gateway_clients": gateway_clients,
             "client_secrets": client_secrets,
+            "gateway_applications": gateway_applications,
             "gateway_buckets": gateway_buckets,
             "gateway_share": gateway_share,
             "gateway_faults": gateway_faults,

@@ -1,4 +1,4 @@
-"""Chromium for the tests of the page, and the access file of the fleet they are run against."""
+"""Chromium for the tests of the page, and what they are run against: a running fleet, or an application with stand-ins."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 REPOSITORY = Path(__file__).parents[2]
 ARGUMENTS = [
@@ -23,6 +24,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+for folder in ("plugins/module_utils", "tests/browser"):
+    if str(REPOSITORY / folder) not in sys.path:
+        sys.path.insert(0, str(REPOSITORY / folder))
 
 
 def program(name: str, package: str) -> str:
@@ -40,7 +44,23 @@ def access() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def browser(access: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+def chromium(playwright: Playwright, home: Path) -> Browser:
+    return playwright.chromium.launch(
+        executable_path=program("chromium", "chromium"),
+        args=ARGUMENTS,
+        env={**os.environ, "HOME": str(home)},
+    )
+
+
+@pytest.fixture(scope="session")
+def browser(
+    access: dict[str, Any], playwright: Playwright, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Browser]:
     """Chromium with a home of its own, in whose certificate store is the fleet's authority."""
     home = tmp_path_factory.mktemp("home")
     database = home / ".pki/nssdb"
@@ -49,14 +69,19 @@ def browser(access: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     subprocess.run([*certutil, "-N", "--empty-password"], check=True)
     trust = ["-A", "-n", "fleet", "-t", "C,,", "-i", access["ca_file"]]
     subprocess.run([*certutil, *trust], check=True)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=program("chromium", "chromium"),
-            args=ARGUMENTS,
-            env={**os.environ, "HOME": str(home)},
-        )
-        yield chromium
-        chromium.close()
+    started = chromium(playwright, home)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def plain_browser(
+    playwright: Playwright, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Browser]:
+    """Chromium without a fleet."""
+    started = chromium(playwright, tmp_path_factory.mktemp("home"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

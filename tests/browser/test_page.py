@@ -100,6 +100,9 @@ def expect_answer(page: Page, digit: int) -> None:
     assert max(range(10), key=shares.__getitem__) == digit
     expect(page.locator("#bars .chosen .name")).to_have_text(str(digit))
     expect(page.locator("#version")).not_to_be_empty()
+    expect(page.locator("body")).to_have_attribute("data-source", "prediction")
+    parts = page.locator("#timing dt").all_inner_texts()
+    assert parts[1:] == ["Application", "Gateway", "Prediction service", "Queue", "Model"]
     expect(page.locator("#round-trip")).to_contain_text("ms")
     expect(page.locator("#model-time")).to_contain_text("ms")
 
@@ -159,10 +162,33 @@ def test_gallery_shows_the_last_batch_run(open_page: Open) -> None:
         expect(batch.locator(f'[data-figure="{figure}"]')).not_to_be_empty()
 
 
+def test_the_gallery_of_one_digit(open_page: Open) -> None:
+    page = open_page()
+    batch = page.locator("#batch")
+    expect(batch.locator(".gallery li").first).to_be_visible()
+    batch.get_by_label("Predicted", exact=True).select_option("3")
+    expect(batch.locator('.gallery li[data-digit="3"]').first).to_be_visible()
+    expect(batch.locator('.gallery li:not([data-digit="3"])')).to_have_count(0)
+
+
+def test_a_file(open_page: Open) -> None:
+    page = open_page()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="An example").click()
+    section = page.locator("#file")
+    section.get_by_label("File", exact=True).set_input_files(download.value.path())
+    section.get_by_role("button", name="Predict").click()
+    expect(section.locator('[data-file="status"]')).to_have_text("10 rows predicted.")
+    with page.expect_download() as download:
+        section.get_by_role("button", name="Save predictions.csv").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == 11 and lines[1].startswith("digit-0,0,")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_picture(open_page: Open, screenshots: Path, scheme: str) -> None:
     page = open_page(
-        viewport={"width": 1180, "height": 1240}, device_scale_factor=2, color_scheme=scheme
+        viewport={"width": 1180, "height": 1530}, device_scale_factor=2, color_scheme=scheme
     )
     draw_with_mouse(page, DIGITS[3])
     expect_answer(page, 3)

@@ -13,7 +13,7 @@ import archive
 import mxnet as mx
 import mxnet_handler
 import network
-from job import Job
+from groundcrew.training_job import Job
 from network import PIXELS, Network, Predict
 
 
@@ -28,7 +28,7 @@ def symbol(source: Network) -> mx.sym.Symbol:
     return mx.sym.softmax(values, axis=1, name="probabilities")
 
 
-def write(source: Network, job: Job) -> Predict:
+def write(source: Network, job: Job) -> None:
     def write_model(directory: Path) -> None:
         symbol(source).save(str(directory / mxnet_handler.SYMBOL))
         parameters = {}
@@ -40,8 +40,12 @@ def write(source: Network, job: Job) -> Predict:
         signature = {"inputs": [{"data_name": "data", "data_shape": [0, PIXELS]}]}
         (directory / mxnet_handler.SIGNATURE).write_text(json.dumps(signature))
 
-    return archive.write(job, "mxnet_handler", write_model, mxnet_handler.Network).predict
+    archive.write(job, "mxnet_handler", write_model)
+
+
+def load(directory: Path) -> Predict:
+    return archive.load(directory, mxnet_handler.Network).predict
 
 
 if __name__ == "__main__":
-    sys.exit(network.main("mxnet", mx.__version__, write))
+    sys.exit(network.main("mxnet", mx.__version__, write, load))

@@ -13,7 +13,7 @@ import network
 import onnx
 import onnx_handler
 import onnxruntime
-from job import Job
+from groundcrew.training_job import Job
 from network import DIGITS, PIXELS, Network, Predict
 from onnx import TensorProto, helper, numpy_helper
 
@@ -51,12 +51,16 @@ def graph(source: Network) -> onnx.ModelProto:
     return model
 
 
-def write(source: Network, job: Job) -> Predict:
+def write(source: Network, job: Job) -> None:
     def write_model(directory: Path) -> None:
         onnx.save(graph(source), directory / onnx_handler.MODEL)
 
-    return archive.write(job, "onnx_handler", write_model, onnx_handler.Network).predict
+    archive.write(job, "onnx_handler", write_model)
+
+
+def load(directory: Path) -> Predict:
+    return archive.load(directory, onnx_handler.Network).predict
 
 
 if __name__ == "__main__":
-    sys.exit(network.main("onnx", onnxruntime.__version__, write))
+    sys.exit(network.main("onnx", onnxruntime.__version__, write, load))

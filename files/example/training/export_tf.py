@@ -7,11 +7,12 @@ Its signature serving_default takes ``instances``, float32 (n, 64) from 0 to 1, 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import network
 import numpy as np
 import tensorflow as tf
-from job import Job
+from groundcrew.training_job import Job
 from network import DIGITS, PIXELS, Network, Predict
 
 
@@ -34,11 +35,13 @@ class Digits(tf.Module):  # type: ignore[misc]
         return {"probabilities": tf.ensure_shape(tf.nn.softmax(logits), [None, DIGITS])}
 
 
-def write(layers: Network, job: Job) -> Predict:
-    """Save into the job's directory, and answer with what was loaded from there again."""
+def write(layers: Network, job: Job) -> None:
     module = Digits(layers)
     tf.saved_model.save(module, str(job.directory), signatures={"serving_default": module.predict})
-    loaded = tf.saved_model.load(str(job.directory))
+
+
+def load(directory: Path) -> Predict:
+    loaded = tf.saved_model.load(str(directory))
     serve = loaded.signatures["serving_default"]
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -49,4 +52,4 @@ def write(layers: Network, job: Job) -> Predict:
 
 
 if __name__ == "__main__":
-    sys.exit(network.main("tensorflow", tf.__version__, write))
+    sys.exit(network.main("tensorflow", tf.__version__, write, load))

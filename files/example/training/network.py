@@ -4,20 +4,22 @@ train.py puts two files for them into a version: ``network.npz`` with the weight
 ``holdout.npz`` with the held-out images and their digits. Needs NumPy only: each export runs beside
 another framework, with the NumPy that it wants.
 
-An export gives a function that writes its artifact::
+An export gives two functions::
 
-    def write(network: Network, job: Job) -> Predict:
-        ...  # write files into job.directory, load them again with the framework
-        return predict  # the artifact's answers
+    def write(network: Network, job: Job) -> None:
+        ...  # write the artifact's files into job.directory
+
+    def load(directory: Path) -> Predict:
+        ...  # the answers of the artifact there, which may be an older version's
 
     if __name__ == "__main__":
-        sys.exit(network.main("onnx", onnx.__version__, write))
+        sys.exit(network.main("onnx", onnx.__version__, write, load))
 
 The rest is done here: fetch the source version, write, compare with the source, pass the gate, add
 transform.py, golden.json and the manifest, publish.
 
-Environment: that of job.py, and SOURCE_MODEL and SOURCE_VERSION, the version of train.py's to take
-the weights of.
+Environment: that of groundcrew.training_job, and SOURCE_MODEL and SOURCE_VERSION, the version of
+train.py's to take the weights of.
 """
 
 from __future__ import annotations
@@ -29,11 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import job as jobs
 import numpy as np
-from groundcrew import golden, model_store
+from groundcrew import golden, model_store, training_job
 from groundcrew.errors import GroundcrewError
-from job import Job
+from groundcrew.training_job import Job, Refused
 
 NETWORK, HOLDOUT, TRANSFORM = "network.npz", "holdout.npz", "transform.py"
 PIXELS, DIGITS, INK = 64, 10, 16.0
@@ -53,7 +54,8 @@ def preprocess(instances: np.ndarray) -> np.ndarray:
 
 # Probabilities (n, 10) for scaled images (n, 64), float32 from 0 to 1.
 Predict = Callable[[np.ndarray], np.ndarray]
-Write = Callable[["Network", Job], Predict]
+Write = Callable[["Network", Job], None]
+Load = Callable[[Path], Predict]
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def fetch_source(client: Any, bucket: str, env: Mapping[str, str]) -> Source:
 
     Raises GroundcrewError when it is not in the store or holds no network.
     """
-    model, version = jobs.required(env, "SOURCE_MODEL", "SOURCE_VERSION")
+    model, version = training_job.required(env, "SOURCE_MODEL", "SOURCE_VERSION")
     with tempfile.TemporaryDirectory() as scratch:
         fetched = model_store.fetch(client, bucket, model, version, Path(scratch) / version)
         for name in (NETWORK, HOLDOUT):
@@ -190,43 +192,52 @@ def check(source: Source, predict: Predict) -> dict[str, float]:
     difference = largest_difference(answer, expected)
     if difference > TOLERANCE:
         raise _disagreement(source, "on the held-out images", difference)
-    rows = np.arange(len(answer))
-    likelihood = np.clip(answer[rows, source.holdout_digits], 1e-12, 1)
+    return {**measure(answer, source.holdout_digits), "largest_difference": difference}
+
+
+def measure(answer: np.ndarray, digits: np.ndarray) -> dict[str, float]:
+    """The metrics of answers (n, 10) to images of these digits (n,)."""
+    likelihood = np.clip(answer[np.arange(len(answer)), digits], 1e-12, 1)
     return {
-        "accuracy": float(np.mean(answer.argmax(axis=1) == source.holdout_digits)),
+        "accuracy": float(np.mean(answer.argmax(axis=1) == digits)),
         "log_loss": float(-np.log(likelihood).mean()),
-        "largest_difference": difference,
     }
 
 
-def _disagreement(source: Source, where: str, difference: float) -> jobs.Refused:
-    return jobs.Refused(
+def _disagreement(source: Source, where: str, difference: float) -> Refused:
+    return Refused(
         f"its answers differ by {difference:.2g} from those of {source.model} version "
         f"{source.version} {where}; {TOLERANCE:g} is allowed. Nothing was published. "
         "Mend the export"
     )
 
 
-def exporter(framework: str, framework_version: str, write: Write) -> jobs.Build:
-    """The build of an export, for job.run."""
+def exporter(
+    framework: str, framework_version: str, write: Write, load: Load
+) -> training_job.Build:
+    """The build of an export, for training_job.run."""
 
     def build(job: Job) -> dict[str, Any]:
         source = fetch_source(job.client, job.settings.bucket, os.environ)
+
+        def evaluate(directory: Path) -> dict[str, float]:
+            answer = load(directory)(scaled(source.holdout_images))
+            return measure(np.asarray(answer), source.holdout_digits)
+
         job.say(f"fetched {source.model} version {source.version}")
-        predict = write(source.network.as_float32(), job)
-        metrics = check(source, predict)
+        write(source.network.as_float32(), job)
+        metrics = check(source, load(job.directory))
         job.say(
             f"wrote it for {framework}; accuracy {metrics['accuracy']:.4f} on the held-out images, "
             f"largest difference {metrics['largest_difference']:.1g} to the source"
         )
-        job.gate(metrics["accuracy"])
+        job.gate(metrics, evaluate)
         (job.directory / TRANSFORM).write_text(TRANSFORM_TEXT)
         job.write_golden(source.cases, TOLERANCE)
         return {
             "framework": framework,
             "framework_version": framework_version,
             "signature": source.manifest["signature"],
-            "metrics": metrics,
             "data": source.manifest.get("data"),
             "seed": source.manifest.get("seed"),
             "derived_from": {
@@ -239,6 +250,6 @@ def exporter(framework: str, framework_version: str, write: Write) -> jobs.Build
     return build
 
 
-def main(framework: str, framework_version: str, write: Write) -> int:
-    """The whole export; returns the exit status, see job.py."""
-    return jobs.main(exporter(framework, framework_version, write))
+def main(framework: str, framework_version: str, write: Write, load: Load) -> int:
+    """The whole export; returns the exit status, see groundcrew.training_job."""
+    return training_job.main(exporter(framework, framework_version, write, load))

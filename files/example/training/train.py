@@ -1,8 +1,8 @@
 """Train the handwritten digits classifier, pass the gate, publish it to the model store.
 
 An instance is 64 numbers from 0 to 16: an image of 8 by 8 pixels, row by row. A prediction is the
-probability of each digit. Environment, last line and exit status: job.py. And FRAMEWORK, what the
-version is for:
+probability of each digit. Environment, last line and exit status: groundcrew.training_job. And
+FRAMEWORK, what the version is for:
 
     sklearn (the default)  model.joblib, model.onnx where skl2onnx is installed, and the files from
                            which network.py's exports make the same network for other servers
@@ -11,25 +11,26 @@ version is for:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import job as jobs
 import joblib
 import numpy as np
 import sklearn
-from groundcrew import objects, onnx_export
+from groundcrew import objects, onnx_export, training_job
 from groundcrew.errors import GroundcrewError
-from job import Job
-from network import HOLDOUT, INK, NETWORK, Network, save_holdout
+from groundcrew.training_job import Checkpoints, Job, Refused
+from network import HOLDOUT, INK, NETWORK, Network, measure, save_holdout
 from scipy import ndimage
 from sklearn.datasets import load_digits
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import log_loss
+from sklearn.exceptions import ConvergenceWarning, InconsistentVersionWarning
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
@@ -42,6 +43,8 @@ HOLDOUT_SEED = 20260101
 HOLDOUT_SHARE = 0.2
 CHANGED_COPIES = 14
 HIDDEN = (128, 64)
+# Learning rate and rounds of each phase; the small steps at the end settle it.
+PHASES = ((3e-3, 10), (4e-4, 4))
 # The export computes in float32, and so do the other model servers.
 GOLDEN_TOLERANCE = 1e-4
 FRAMEWORKS = ("sklearn", "flask", "custom")
@@ -107,8 +110,17 @@ def changed_copies(images: np.ndarray, random: np.random.Generator) -> np.ndarra
     return copies
 
 
-def train(images: np.ndarray, digits: np.ndarray, seed: int) -> Pipeline:
-    """A pipeline whose predict_proba gives ten probabilities, fitted on images and their copies."""
+def train(
+    images: np.ndarray,
+    digits: np.ndarray,
+    seed: int,
+    checkpoints: Checkpoints,
+    say: Callable[[str], None] = print,
+) -> Pipeline:
+    """A pipeline whose predict_proba gives ten probabilities, fitted on images and their copies.
+
+    Goes on after the phase of the latest checkpoint; the result is the same as without a break.
+    """
     random = np.random.default_rng(seed)
     copies = [changed_copies(images, random) for _ in range(CHANGED_COPIES)]
     features = np.concatenate([images, *copies])
@@ -116,13 +128,36 @@ def train(images: np.ndarray, digits: np.ndarray, seed: int) -> Pipeline:
     # Fitted on the range that instances may have, not on what the data happens to have: every pixel is divided by 16.
     scale = MinMaxScaler().fit([[0.0] * features.shape[1], [INK] * features.shape[1]])
     classify = MLPClassifier(HIDDEN, alpha=0.01, batch_size=256, random_state=seed, warm_start=True)
+    done = 0
+    if latest := checkpoints.latest():
+        # Each phase starts with an optimizer and random numbers of its own, so the weights are all.
+        classify, done = joblib.load(latest.directory / "classify.joblib"), latest.step
     with warnings.catch_warnings():
         # So many rounds are enough: more take longer and predict no better.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for rate, rounds in ((3e-3, 10), (4e-4, 4)):  # the small steps at the end settle it
+        for phase, (rate, rounds) in enumerate(PHASES[done:], done + 1):
             classify.set_params(learning_rate_init=rate, max_iter=rounds)
             classify.fit(scale.transform(features), labels)
+            checkpoints.save(phase, functools.partial(_save, classify))
+            say(f"phase {phase} of {len(PHASES)} is done, and kept as a checkpoint")
     return Pipeline([("scale", scale), ("classify", classify)])
+
+
+def _save(classify: MLPClassifier, directory: Path) -> None:
+    joblib.dump(classify, directory / "classify.joblib")
+
+
+def evaluate(directory: Path, data: Data) -> dict[str, float]:
+    """The metrics of another version on the held-out images."""
+    if (directory / NETWORK).exists():
+        answer = Network.load(directory / NETWORK).forward(data.holdout_images / INK)
+    else:
+        with warnings.catch_warnings():
+            # What another scikit-learn makes of this file is not what it serves.
+            warnings.simplefilter("error", InconsistentVersionWarning)
+            model = joblib.load(directory / "model.joblib")
+        answer = model.predict_proba(data.holdout_images)
+    return measure(answer, data.holdout_digits)
 
 
 def golden_cases(model: Pipeline, data: Data) -> list[dict[str, Any]]:
@@ -163,7 +198,7 @@ def write_artifact(job: Job, framework: str, model: Pipeline, data: Data) -> Non
     except ImportError as error:
         job.say(f"no ONNX export, scikit-learn itself will serve: {error}")
     except GroundcrewError as error:
-        raise jobs.Refused(f"{error}. Nothing was published") from error
+        raise Refused(f"{error}. Nothing was published") from error
     else:
         job.say(
             f"no ONNX export, scikit-learn itself will serve: {exported.reason}"
@@ -179,17 +214,25 @@ def build(job: Job) -> dict[str, Any]:
         raise GroundcrewError(
             f"FRAMEWORK is {framework!r}; it must be one of {', '.join(FRAMEWORKS)}"
         )
+    if job.data is not None:
+        raise GroundcrewError(
+            f"DATA is {job.data.source}, and the digits come with scikit-learn; leave DATA empty"
+        )
     data = load_data()
     # Fewer images make a worse model, for learning curves and for trying out what notices a worse one.
     rows = int(os.environ.get("TRAINING_ROWS") or len(data.images))
     data = replace(data, images=data.images[:rows], digits=data.digits[:rows])
     job.say(f"loaded {data.rows} images, {len(data.holdout_images)} of them held out")
-    model = train(data.images, data.digits, job.settings.seed)
-    probabilities = model.predict_proba(data.holdout_images)
-    accuracy = float(np.mean(probabilities.argmax(axis=1) == data.holdout_digits))
-    loss = float(log_loss(data.holdout_digits, probabilities))
-    job.say(f"trained; accuracy {accuracy:.4f} on the held-out images, log loss {loss:.4f}")
-    job.gate(accuracy)
+    checkpoints = job.checkpoints(rows=rows, sklearn=sklearn.__version__)
+    if latest := checkpoints.latest():
+        job.say(f"goes on after phase {latest.step} of {len(PHASES)}")
+    model = train(data.images, data.digits, job.settings.seed, checkpoints, job.say)
+    metrics = measure(model.predict_proba(data.holdout_images), data.holdout_digits)
+    job.say(
+        f"trained; accuracy {metrics['accuracy']:.4f} on the held-out images, log loss "
+        f"{metrics['log_loss']:.4f}"
+    )
+    job.gate(metrics, lambda directory: evaluate(directory, data))
     write_artifact(job, framework, model, data)
     job.write_golden(golden_cases(model, data), GOLDEN_TOLERANCE)
     objects.put(job.client, job.settings.bucket, HOLDOUT_KEY, holdout_csv(data))
@@ -201,7 +244,6 @@ def build(job: Job) -> dict[str, Any]:
             "inputs": {"shape": [SIDE * SIDE], "dtype": "float64", "minimum": 0, "maximum": INK},
             "outputs": {"shape": [10], "labels": [str(digit) for digit in range(10)]},
         },
-        "metrics": {"accuracy": accuracy, "log_loss": loss},
         "data": {
             "sha256": data.sha256,
             "rows": data.rows,
@@ -214,4 +256,4 @@ def build(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.main(build))
+    sys.exit(training_job.main(build))

@@ -103,7 +103,6 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
         "files/images/prediction_front/groundcrew_prediction",
         "files/images/batch_sklearn/groundcrew_batch",
         "files/example/training/train.py",
-        "files/example/training/job.py",
         "files/example/training/network.py",
     ):
         host.run("mkdir -p /srv/job")
@@ -114,7 +113,7 @@ def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
         " PYTHONPATH=/srv/job PYTHONDONTWRITEBYTECODE=1"
     )
     trained = host.run(
-        f"env {environment} GATE_ACCURACY=0.95 CODE_REVISION=test CLAIM_OWNER=test-1 IMAGE_DIGEST=none"
+        f"env {environment} GATE_MINIMUM=0.95 CODE_REVISION=test CLAIM_OWNER=test-1 IMAGE_DIGEST=none"
         f" in-env {DIGITS} python /srv/job/train.py"
     )
     assert trained.rc == 0 or "is already" in trained.stderr, trained.stderr[-2000:]

@@ -260,7 +260,7 @@ def test_hosts_listen_on_the_private_address_only(name):
 
 
 def test_batch_job_is_installed_and_has_run(access):
-    assert on("test-batch-1").file("/etc/cron.d/groundcrew-digits_nightly").mode == 0o644
+    assert on("test-batch-1").file("/etc/cron.d/groundcrew-batch-digits_nightly").mode == 0o644
     status, answer, _ = ask(access, "/api/batch", key=False)
     run = json.loads(answer)
     assert status == 200 and run["rows"] == 360 and run["items"][0]["instance"]

@@ -108,10 +108,10 @@ def test_exporter_answers_what_rules_read(get):
 def test_file_of_a_batch_job_becomes_a_metric(host, get):
     name = f"{TEXTFILES}/test.prom"
     host.check_output(
-        f"echo 'groundcrew_batch_last_exit_status{{job=\"nightly\"}} 7' > {name}.new && mv {name}.new {name}"
+        f"echo 'groundcrew_job_last_exit_status{{job=\"nightly\"}} 7' > {name}.new && mv {name}.new {name}"
     )
     try:
-        query = "/api/v1/query?query=groundcrew_batch_last_exit_status"
+        query = "/api/v1/query?query=groundcrew_job_last_exit_status"
 
         def read():
             return json.loads(get(9090, query))["data"]["result"]
@@ -189,17 +189,11 @@ CASES = {
         "3m",
         "h has no server for model_digits",
     ),
-    "BatchLate": (
-        'groundcrew_batch_last_success_timestamp_seconds{exported_job="nightly", host="h", instance="i", job="node"}',
-        "0x1600",
-        "1570m",
-        "Batch job nightly on h last succeeded 1d 2h 10m 0s ago",
-    ),
-    "BatchFailed": (
-        'groundcrew_batch_last_exit_status{exported_job="nightly", host="h", instance="i", job="node"}',
+    "JobFailed": (
+        'groundcrew_job_last_exit_status{family="batch", exported_job="nightly", host="h", instance="i", job="node"}',
         "0 3 3 3",
         "3m",
-        "Batch job nightly on h ended with status 3",
+        "The batch job nightly on h ended with status 3",
     ),
     "CondaDrift": (
         'groundcrew_conda_drift{conda_environment="digits", host="h", instance="i", job="node"}',
@@ -220,7 +214,25 @@ CASES = {
         "A *.prom file on h is not valid",
     ),
 }
+LABELS = 'family="batch", exported_job="nightly", host="h", instance="i", job="node"'
 PAIRS = {
+    "JobLate": (
+        {
+            f"groundcrew_job_last_success_timestamp_seconds{{{LABELS}}}": "0x1600",
+            f"groundcrew_job_declared_timestamp_seconds{{{LABELS}}}": "0x1600",
+            f"groundcrew_job_late_after_seconds{{{LABELS}}}": "93600x1600",
+        },
+        "1570m",
+        "The batch job nightly on h last succeeded 1d 2h 10m 0s ago",
+    ),
+    "JobHangs": (
+        {
+            f"groundcrew_job_running{{{LABELS}}}": "1x20",
+            f"groundcrew_job_heartbeat_timestamp_seconds{{{LABELS}}}": "0x20",
+        },
+        "15m",
+        "The batch job nightly on h was cut off",
+    ),
     "GatewayErrors": (
         {
             'haproxy_frontend_http_responses_total{proxy="public", code="2xx", host="h", instance="i"}': "0+90x20",
@@ -252,10 +264,21 @@ QUIET = {
         {'haproxy_frontend_http_responses_total{proxy="public", code="5xx", instance="i"}': "0x20"},
         "15m",
     ),
-    "a recent batch": (
-        "BatchLate",
-        {'groundcrew_batch_last_success_timestamp_seconds{exported_job="nightly"}': "0x1600"},
+    "a recent success": (
+        "JobLate",
+        {
+            f"groundcrew_job_last_success_timestamp_seconds{{{LABELS}}}": "0x1600",
+            f"groundcrew_job_late_after_seconds{{{LABELS}}}": "93600x1600",
+        },
         "1500m",
+    ),
+    "a run of half a day ago that ended": (
+        "JobHangs",
+        {
+            f"groundcrew_job_running{{{LABELS}}}": "0x800",
+            f"groundcrew_job_heartbeat_timestamp_seconds{{{LABELS}}}": "0x800",
+        },
+        "720m",
     ),
     "a short outage": ("HostDown", {'up{job="node", instance="i"}': "1 0 1 1 1"}, "4m"),
     "half a disk": (

@@ -11,6 +11,11 @@ Layout under one bucket, written in this order and never changed afterwards, exc
 
 A run id is the UTC time at which the run was due, such as ``20260131T040506Z``, with an optional
 suffix; ids sort by time as text. LATEST only ever moves to a later run.
+
+A manifest with ``held_back`` (the reason) is that of a complete run which LATEST does not name until
+somebody accepts it; LATEST then has ``"accepted": true`` beside the two keys. Each object of a run
+carries its sha256 and rows as metadata, and a part the ``identity`` of what it was made from: a run
+that was killed and is started again keeps the parts whose identity is the same.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ _RUN = re.compile(r"[0-9]{8}T[0-9]{6}Z(-[a-z0-9]+)?\Z")
 _PART = re.compile(r"part-[0-9]{5,}\.parquet\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _LATEST_ATTEMPTS = 10
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,10 @@ def _again(job: str) -> str:
     return f"run the batch job {job!r} again"
 
 
+def _part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
 def _part_number(name: str) -> int:
     return int(name[len("part-") : -len(".parquet")])
 
@@ -196,8 +206,21 @@ def finished(client: Any, bucket: str, job: str, run_id: str) -> str | None:
 
     A run that was killed after its manifest and before LATEST is completed by :func:`move_latest`.
     """
-    stored = objects.get(client, bucket, run_prefix(job, run_id) + "manifest.json")
-    return None if stored is None else hashlib.sha256(stored.data).hexdigest()
+    found = read_manifest(client, bucket, job, run_id)
+    return None if found is None else found[1]
+
+
+def read_manifest(
+    client: Any, bucket: str, job: str, run_id: str
+) -> tuple[dict[str, Any], str] | None:
+    """A finished run's manifest and its sha256, or None when the run is not finished. Raises
+    GroundcrewError when it is malformed."""
+    key = run_prefix(job, run_id) + "manifest.json"
+    stored = objects.get(client, bucket, key)
+    if stored is None:
+        return None
+    manifest = _parse_manifest(stored.data, f"s3://{bucket}/{key}")
+    return manifest, hashlib.sha256(stored.data).hexdigest()
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -208,8 +231,9 @@ class BatchWriter:
     """Writes one run: :meth:`add_part` a chunk, :meth:`add_rejected` once, then :meth:`finish`.
 
     Nothing is visible to readers before :meth:`finish`. Parts have the number of their chunk, so a
-    killed run can be written again, wholly or from the first missing part, under the same run id.
-    ``files`` is what was written so far: name to sha256, size (bytes) and rows.
+    killed run can be written again under the same run id; :meth:`keep_part` tells which parts need
+    not be. Parts may be written by several threads. ``files`` is what was written or kept so far:
+    name to sha256, size (bytes) and rows.
     """
 
     client: Any
@@ -225,12 +249,41 @@ class BatchWriter:
                 "written again; give the new run another RUN_ID, or none"
             )
 
-    def add_part(self, index: int, data: bytes, rows: int) -> str:
+    def add_part(self, index: int, data: bytes, rows: int, identity: str = "") -> str:
         """Write the predictions of chunk ``index`` (from 0); ``data`` is a Parquet file of ``rows``
-        rows."""
-        name = f"part-{index:05d}.parquet"
-        self._put(name, data, rows)
+        rows. ``identity`` is the same for whatever would give the same part."""
+        name = _part_name(index)
+        self._put(name, data, rows, identity)
         return name
+
+    def written_parts(self) -> set[int]:
+        """The numbers of the parts that are in the store, whoever wrote them."""
+        prefix = run_prefix(self.job, self.run_id)
+        keys = objects.list_keys(self.client, self.bucket, prefix + "part-")
+        names = (key[len(prefix) :] for key in keys)
+        return {_part_number(name) for name in names if _PART.match(name)}
+
+    def keep_part(self, index: int, rows: int, identity: str) -> bytes | None:
+        """Part ``index`` of an earlier attempt, which then counts as written, or None when it is not
+        there, is of another identity or number of rows, or is not what its sha256 says."""
+        name = _part_name(index)
+        key = run_prefix(self.job, self.run_id) + name
+        try:
+            answer = self.client.get_object(Bucket=self.bucket, Key=key)
+        except self.client.exceptions.ClientError as error:
+            if objects.error_code(error) in _MISSING:
+                return None
+            raise
+        told = answer.get("Metadata", {})
+        if not identity or told.get("identity") != identity or told.get("rows") != str(rows):
+            answer["Body"].close()
+            return None
+        data: bytes = answer["Body"].read()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != told.get("sha256"):
+            return None
+        self.files[name] = {"sha256": digest, "size": len(data), "rows": rows}
+        return data
 
     def add_rejected(self, data: bytes | Path, rows: int) -> None:
         """Write the rejected rows: a Parquet file (bytes, or a path) with the columns id, row and
@@ -238,7 +291,7 @@ class BatchWriter:
         self._put(REJECTED, data if isinstance(data, bytes) else data.read_bytes(), rows)
 
     def finish(self, details: Mapping[str, Any]) -> tuple[str, bool]:
-        """Write the manifest, then move LATEST.
+        """Write the manifest, then move LATEST, unless the details have ``held_back``.
 
         ``details`` are further keys of the manifest (model_name, model_version, input, started, …).
         Returns the manifest's sha256 and whether LATEST now names this run; it does not when a
@@ -277,26 +330,46 @@ class BatchWriter:
                     f"another process finished run {self.run_id} of batch job {self.job!r} at the "
                     "same time; run the batch job again with another RUN_ID"
                 ) from None
-        return digest, move_latest(self.client, self.bucket, self.job, self.run_id, digest)
+        if "held_back" in manifest:
+            return digest, False
+        return digest, move_latest(
+            self.client,
+            self.bucket,
+            self.job,
+            self.run_id,
+            digest,
+            accepted="accepted" in manifest,
+        )
 
-    def _put(self, name: str, data: bytes, rows: int) -> None:
+    def _put(self, name: str, data: bytes, rows: int, identity: str = "") -> None:
         digest = hashlib.sha256(data).hexdigest()
         key = run_prefix(self.job, self.run_id) + name
-        objects.put(
-            self.client, self.bucket, key, data, metadata={"sha256": digest, "rows": str(rows)}
-        )
+        metadata = {"sha256": digest, "rows": str(rows)}
+        if identity:
+            metadata["identity"] = identity
+        objects.put(self.client, self.bucket, key, data, metadata=metadata)
         self.files[name] = {"sha256": digest, "size": len(data), "rows": rows}
 
 
-def move_latest(client: Any, bucket: str, job: str, run_id: str, manifest_sha256: str) -> bool:
+def move_latest(
+    client: Any,
+    bucket: str,
+    job: str,
+    run_id: str,
+    manifest_sha256: str,
+    *,
+    accepted: bool = False,
+) -> bool:
     """Let LATEST name this run, unless it names a later one. Returns whether it names this run now.
 
-    A malformed LATEST is replaced. Raises GroundcrewError when the same run id was finished with
-    another manifest, or when other writers win ten times in a row.
+    ``accepted``: somebody accepted a run that was held back, which LATEST notes. A malformed LATEST
+    is replaced. Raises GroundcrewError when the same run id was finished with another manifest, or
+    when other writers win ten times in a row.
     """
     key = latest_key(job)
     check_run_id(run_id)
-    data = objects.to_json({"run": run_id, "manifest_sha256": manifest_sha256})
+    note = {"accepted": True} if accepted else {}
+    data = objects.to_json({"run": run_id, "manifest_sha256": manifest_sha256, **note})
     for _attempt in range(_LATEST_ATTEMPTS):
         stored = objects.get(client, bucket, key)
         if stored is not None:

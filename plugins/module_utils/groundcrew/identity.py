@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,22 @@ def _uses(
     if function == "training":
         jobs = list(declared["training_jobs"].values())
         sources = {job.get("env", {}).get("SOURCE_MODEL") for job in jobs} - {None}
-        return {"models": sorted({job["model"] for job in jobs} | sources)}
+        return {
+            "models": sorted({job["model"] for job in jobs} | sources),
+            "inputs": sorted({job["data"] for job in jobs if job.get("data")}),
+        }
     if function == "batch":
         jobs = list(declared["batch_jobs"].values())
         return {
             "models": sorted({job["model"] for job in jobs}),
             "jobs": sorted(declared["batch_jobs"]),
-            "inputs": sorted({job["input"] for job in jobs}),
+            # The day of a run stands for any.
+            "inputs": sorted({re.sub(r"\{(date|hour)\}", "*", job["input"]) for job in jobs}),
         }
     if function == "application":
         read = {s["batch_job"] for s in declared["services"].values() if "batch_job" in s}
-        return {"jobs": sorted(read)}
+        held = [s for s in declared["services"].values() if s.get("prediction") == "embedded"]
+        return {"jobs": sorted(read), "models": sorted({s["model"] for s in held})}
     return {}
 
 

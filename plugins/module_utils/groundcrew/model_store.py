@@ -40,6 +40,7 @@ from .errors import GroundcrewError
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
 CLAIM = "claim.json"
+NEXT = "next"
 CLAIM_EXPIRES_SECONDS = 24 * 3600.0
 
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
@@ -47,6 +48,12 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _LOCK_WAIT_SECONDS = 60.0
 _SPARE_BYTES = 64 * 1024 * 1024
+# So many publishers of one model at once are a fault of whoever starts them.
+_MOST_CLAIMS_PASSED = 100
+
+
+class TakenError(GroundcrewError):
+    """A version is published already, or somebody else is publishing it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,15 @@ class Claim:
     owner: str
     token: str
     created: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object as a listing of the store shows it; size in bytes."""
+
+    key: str
+    size: int
+    etag: str
 
 
 @dataclass(frozen=True)
@@ -112,9 +128,14 @@ def check_model(model: str) -> str:
     return model
 
 
+def is_version(version: str) -> bool:
+    """Whether this is a whole number of 1 or more."""
+    return _VERSION.match(version) is not None
+
+
 def check_version(version: str) -> str:
     """``version`` itself. Raises GroundcrewError unless it is a whole number of 1 or more."""
-    if not _VERSION.match(version):
+    if not is_version(version):
         raise GroundcrewError(
             f"model version {version!r} is not valid; it must be a whole number of 1 or more, "
             'quoted in YAML, such as version: "3"'
@@ -127,17 +148,22 @@ def prefix(model: str, version: str) -> str:
     return f"models/{check_model(model)}/{check_version(version)}/"
 
 
-def _check_file_name(name: Any, source: str) -> str:
-    """Refuse names that would leave the version's directory or collide with the store's own
-    files."""
+def is_safe_name(name: Any) -> bool:
+    """Whether a file of this name lies below the directory that it is written into."""
     path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("/")
-    if (
+    return not (
         path.is_absolute()
         or str(path) != name
         or ".." in path.parts
-        or name in (".", MANIFEST, CLAIM)
+        or name == "."
         or any(ord(character) < 32 or character == "\\" for character in name)
-    ):
+    )
+
+
+def _check_file_name(name: Any, source: str) -> str:
+    """Refuse names that would leave the version's directory or collide with the store's own
+    files."""
+    if not is_safe_name(name) or name in (MANIFEST, CLAIM):
         raise GroundcrewError(
             f"{source} lists the file {name!r}, which is not a safe relative path"
         )
@@ -180,13 +206,36 @@ def parse_manifest(data: bytes | str, source: str) -> dict[str, Any]:
 
 def sha256_file(path: Path) -> tuple[str, int]:
     """The sha256 (hexadecimal) and size (bytes) of a file, read once."""
+    with path.open("rb") as stream:
+        return read_sha256(stream)
+
+
+def read_sha256(stream: Any, copy: Any = None) -> tuple[str, int]:
+    """The sha256 (hexadecimal) and size (bytes) of what is left in a stream, written to ``copy``."""
     digest = hashlib.sha256()
     size = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-            size += len(block)
+    while block := stream.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+        if copy is not None:
+            copy.write(block)
     return digest.hexdigest(), size
+
+
+def list_objects(client: Any, bucket: str, start: str) -> list[Listed]:
+    """The objects under a key prefix, sorted by key. Raises GroundcrewError without the bucket."""
+    found = []
+    try:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=start):
+            found += [
+                Listed(str(entry["Key"]), int(entry["Size"]), str(entry["ETag"]))
+                for entry in page.get("Contents", [])
+            ]
+    except client.exceptions.ClientError as error:
+        if objects.error_code(error) == "NoSuchBucket":
+            raise objects.missing_bucket(bucket) from error
+        raise
+    return sorted(found, key=lambda entry: entry.key)
 
 
 def versions(client: Any, bucket: str, model: str) -> list[str]:
@@ -239,13 +288,15 @@ def claim(
     version: str,
     owner: str | None = None,
     expires_seconds: float = CLAIM_EXPIRES_SECONDS,
+    resume: bool = True,
 ) -> Claim:
     """Claim a version for publishing, so that two publishers never mix their files.
 
     ``owner`` (default: the host's name) may take its own unfinished claim over at once, which is
     how an interrupted job is run again: whoever starts jobs runs one a model and owner at a time.
-    Another owner may take it over when it is older than ``expires_seconds``. Raises GroundcrewError
-    when the version is published, or claimed by somebody else.
+    With ``resume=False`` it may not. Anybody may take a claim over that is older than
+    ``expires_seconds``. Raises TakenError when the version is published, or claimed by somebody
+    else.
     """
     mine = Claim(
         model=model,
@@ -265,8 +316,9 @@ def claim(
         if stored is not None:
             holder, created = _parse_claim(stored.data)
             age = (datetime.now(timezone.utc) - created).total_seconds()
-            if holder != mine.owner and age < expires_seconds:
-                raise GroundcrewError(
+            own = resume and holder == mine.owner
+            if not own and age < expires_seconds:
+                raise TakenError(
                     f"model {model} version {version} is being published by {holder} since "
                     f"{objects.timestamp(created)}. Wait for it, choose another version, or, when "
                     f"that publisher is gone, run: aws s3 rm s3://{bucket}/{where}{CLAIM}"
@@ -283,10 +335,58 @@ def claim(
         except objects.ConflictError:
             continue
         return mine
-    raise GroundcrewError(
+    raise TakenError(
         f"model {model} version {version} is being claimed by several publishers at once; "
         "choose another version"
     )
+
+
+def claim_next(
+    client: Any,
+    bucket: str,
+    model: str,
+    owner: str | None = None,
+    expires_seconds: float = CLAIM_EXPIRES_SECONDS,
+) -> Claim:
+    """Claim the lowest version above all published ones that nobody else is publishing.
+
+    Two publishers at once get two versions, of the same owner too: here nobody can tell an owner's
+    second job from its dead first one, so a claim is only taken over when it is older than
+    ``expires_seconds``. Versions may have gaps, after a gate refused one for example.
+    """
+    published = versions(client, bucket, model)
+    first = max((int(number) for number in published), default=0) + 1
+    for number in range(first, first + _MOST_CLAIMS_PASSED):
+        try:
+            return claim(client, bucket, model, str(number), owner, expires_seconds, resume=False)
+        except TakenError:
+            continue
+    raise GroundcrewError(
+        f"model {model}: versions {first} to {number} are all being published; remove the claims "
+        f"of publishers that are gone: aws s3 rm --recursive --exclude '*' --include '*/{CLAIM}' "
+        f"s3://{bucket}/models/{model}/"
+    )
+
+
+def renew(client: Any, bucket: str, held: Claim) -> bool:
+    """Make a claim as young as a new one, so that long work does not lose it; whether it is held."""
+    where = prefix(held.model, held.version) + CLAIM
+    stored = objects.get(client, bucket, where)
+    if stored is None or _token(stored.data) != held.token:
+        return False
+    document = {"owner": held.owner, "token": held.token, "created": objects.timestamp()}
+    try:
+        objects.put(client, bucket, where, objects.to_json(document), etag=stored.etag)
+    except objects.ConflictError:
+        # Taken over, unless boto3 repeated a write whose answer was lost.
+        return _holds(client, bucket, held)
+    return True
+
+
+def claimed_by(client: Any, bucket: str, model: str, version: str) -> str | None:
+    """The token of a version's claim, which stays after it is published; None without one."""
+    stored = objects.get(client, bucket, prefix(model, version) + CLAIM)
+    return None if stored is None else _token(stored.data)
 
 
 def release(client: Any, bucket: str, held: Claim) -> None:
@@ -308,7 +408,7 @@ def publish(
     where = prefix(held.model, held.version)
     golden.load(directory / GOLDEN)
     files: dict[str, dict[str, Any]] = {}
-    for name in _files_of(directory):
+    for name in files_of(directory):
         digest, size = sha256_file(directory / name)
         files[_check_file_name(name, str(directory))] = {"sha256": digest, "size": size}
     document = {"created": objects.timestamp(), **manifest, "files": files}
@@ -342,10 +442,10 @@ def publish(
     return hashlib.sha256(data).hexdigest()
 
 
-def _taken(client: Any, bucket: str, model: str, version: str) -> GroundcrewError:
+def _taken(client: Any, bucket: str, model: str, version: str) -> TakenError:
     published = versions(client, bucket, model)
     following = max((int(number) for number in published), default=0) + 1
-    return GroundcrewError(
+    return TakenError(
         f"model {model} version {version} is published already, and versions never change; "
         f"the next free version is {following}"
     )
@@ -361,11 +461,14 @@ def _parse_claim(data: bytes) -> tuple[str, datetime]:
 
 
 def _holds(client: Any, bucket: str, held: Claim) -> bool:
-    stored = objects.get(client, bucket, prefix(held.model, held.version) + CLAIM)
+    return claimed_by(client, bucket, held.model, held.version) == held.token
+
+
+def _token(data: bytes) -> str | None:
     try:
-        return stored is not None and json.loads(stored.data).get("token") == held.token
-    except (ValueError, AttributeError):
-        return False
+        return str(json.loads(data)["token"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _require_claim(client: Any, bucket: str, held: Claim) -> None:
@@ -376,7 +479,7 @@ def _require_claim(client: Any, bucket: str, held: Claim) -> None:
         )
 
 
-def _files_of(directory: Path) -> list[str]:
+def files_of(directory: Path) -> list[str]:
     """Relative names of the files below a directory, sorted. Raises GroundcrewError on a link."""
     names = []
     for path in sorted(directory.rglob("*")):
@@ -387,6 +490,39 @@ def _files_of(directory: Path) -> list[str]:
         if path.is_file():
             names.append(path.relative_to(directory).as_posix())
     return names
+
+
+def check_whole(
+    client: Any, bucket: str, model: str, version: str, full: bool = True
+) -> tuple[dict[str, Any], str]:
+    """The manifest and its sha256 of a version of which every file is in the store.
+
+    ``full`` reads each file and compares its sha256; without it sizes and the sha256 that publishing
+    noted are compared. Raises GroundcrewError that names the first file that is missing or another.
+    """
+    manifest, digest = read_manifest(client, bucket, model, version)
+    for name, entry in manifest["files"].items():
+        key = prefix(model, version) + name
+        try:
+            if full:
+                found = read_sha256(client.get_object(Bucket=bucket, Key=key)["Body"])
+            else:
+                head = client.head_object(Bucket=bucket, Key=key)
+                found = (head["Metadata"].get("sha256", entry["sha256"]), head["ContentLength"])
+        except client.exceptions.ClientError as error:
+            if objects.error_code(error) not in ("404", "NoSuchKey"):
+                raise
+            raise GroundcrewError(
+                f"s3://{bucket}/{key} is missing although the manifest lists it; publish the "
+                "model under a new version"
+            ) from error
+        if found != (entry["sha256"], entry["size"]):
+            raise GroundcrewError(
+                f"s3://{bucket}/{key} has sha256 {found[0]} and {found[1]} bytes, the manifest "
+                f"expects {entry['sha256']} and {entry['size']} bytes; publish the model under a "
+                "new version"
+            )
+    return manifest, digest
 
 
 # -- on hosts ------------------------------------------------------------------------------------
@@ -401,7 +537,7 @@ def verify_directory(directory: str | Path) -> Version:
     data = _read_manifest_file(path)
     manifest = parse_manifest(data, str(path / MANIFEST))
     expected: dict[str, dict[str, Any]] = manifest["files"]
-    for name in _files_of(path):
+    for name in files_of(path):
         if name != MANIFEST and name not in expected:
             raise GroundcrewError(
                 f"{path / name} is not in the manifest; remove it, or fetch the version again"
@@ -464,7 +600,7 @@ def fetch(
         (partial / MANIFEST).write_bytes(data)
         fetched = verify_directory(partial)
         _apply_ownership(partial, ownership or Ownership())
-        _sync_tree(partial)
+        sync_tree(partial)
         _replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -522,12 +658,13 @@ def _apply_ownership(directory: Path, ownership: Ownership, dry_run: bool = Fals
     return changed
 
 
-def _sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path) -> None:
+    """Have everything below a directory, and itself, on the disk."""
     for path in [*directory.rglob("*"), directory]:
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -543,7 +680,7 @@ def _replace(partial: Path, target: Path) -> None:
         aside = target.parent / f".replaced-{target.name}-{uuid.uuid4().hex[:8]}"
         target.rename(aside)
     partial.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -671,7 +808,7 @@ def _record_path(parent: Path, version: str) -> Path:
 def _snapshot(target: Path) -> dict[str, list[int]]:
     """Size, modification time (ns) and inode of each file; an inode differs after a replacement."""
     snapshot = {}
-    for name in _files_of(target):
+    for name in files_of(target):
         status = (target / name).stat()
         snapshot[name] = [status.st_size, status.st_mtime_ns, status.st_ino]
     return snapshot

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,12 @@ SERVICE_KEYS = (
     "fleet",
     "port",
     "strategy",
+    "route",
+    "sticky_paths",
+    "replicas",
+    "prediction",
     "model",
+    "version",
     "batch_job",
     "env",
     "command",
@@ -75,6 +81,9 @@ PREDICTION_CA_FILE = "/etc/groundcrew/prediction-ca.pem"
 _MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_STICKY = re.compile(r"/[A-Za-z0-9/._-]*")
+# Below it the gateway sends everything to one service; /v1 is the models'.
+_ROUTE = re.compile(r"/(?!v1/)(?:[a-z0-9][a-z0-9_-]*/)*")
 
 
 def expand_models(
@@ -110,6 +119,7 @@ def expand_services(services: Any, file: str = "services.yml") -> list[dict[str,
     Raises GroundcrewError for the first fault.
     """
     expanded = []
+    routes: dict[str, str] = {}
     for name, service in sorted(_entries(services, "services", file).items()):
         fault = _Fault(f"service {name}", file)
         if not _SERVICE_NAME.fullmatch(name):
@@ -125,8 +135,102 @@ def expand_services(services: Any, file: str = "services.yml") -> list[dict[str,
         port = fault.port("port", given.get("port"))
         if port % 2:
             raise fault(f"port is {port}; it has to be even, the odd one above is the second slot.")
-        expanded.append({"fleet": "application", **given, "name": name, "port": port})
+        route = given.get("route", "/")
+        if not isinstance(route, str) or not _ROUTE.fullmatch(route):
+            raise fault(
+                f"route is {route!r}; it has to be a path of lower case letters, digits, '_' and '-' that "
+                "begins and ends with '/', such as /reports/, and is not below /v1/."
+            )
+        if routes.setdefault(route, name) != name:
+            raise fault(
+                f"route {route} is {routes[route]}'s; give the service another, such as /{name}/."
+            )
+        sticky = given.get("sticky_paths", [])
+        if not isinstance(sticky, list) or not all(
+            isinstance(path, str) and _STICKY.fullmatch(path) for path in sticky
+        ):
+            raise fault(
+                f"sticky_paths is {sticky!r}; it has to be a list of paths below which a client stays with one "
+                "host, such as [/api/files]."
+            )
+        replicas = given.get("replicas")
+        if replicas is not None and (
+            isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1
+        ):
+            raise fault(
+                f"replicas is {replicas!r}; it has to be a number of hosts of its fleet from 1."
+            )
+        expanded.append(
+            {
+                "fleet": "application",
+                **given,
+                "name": name,
+                "port": port,
+                "route": route,
+                **_embedded(given, fault),
+            }
+        )
     return expanded
+
+
+def _embedded(given: Mapping[str, Any], fault: _Fault) -> dict[str, str]:
+    """Where a service predicts, checked; with the version that it holds itself."""
+    prediction = given.get("prediction", "gateway")
+    if prediction not in ("gateway", "embedded"):
+        raise fault(
+            f"prediction is {prediction!r}; it has to be gateway, which asks the prediction fleet, or "
+            "embedded, which loads the model into the service's own process."
+        )
+    version = str(given.get("version", ""))
+    if prediction == "embedded" and not (
+        given.get("model") and (version == "live" or _VERSION.fullmatch(version))
+    ):
+        raise fault(
+            f"prediction is embedded, with model {given.get('model')!r} and version {version!r}; it needs a model "
+            'and a version: live, or a number such as "3".'
+        )
+    if prediction == "gateway" and version:
+        raise fault(
+            f"version is {version!r}, but the gateway chooses the version; leave it out, or write prediction: embedded."
+        )
+    return {"prediction": prediction, "version": version}
+
+
+def members(service: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """The hosts of its fleet that run a service: all, or as many as `replicas` says, from a place that its name gives."""
+    listed = sorted(hosts)
+    count = min(len(listed), int(service.get("replicas") or len(listed)))
+    first = zlib.crc32(str(service["name"]).encode()) % len(listed) if listed else 0
+    return sorted((listed + listed)[first : first + count])
+
+
+def on_host(
+    services: Iterable[Mapping[str, Any]], peers: Mapping[str, Sequence[str]], host: str
+) -> list[dict[str, Any]]:
+    """The services, as expand_services gives them, that one host runs. peers: fleet to its hosts."""
+    return [
+        dict(service)
+        for service in services
+        if host in members(service, peers.get(service["fleet"], []))
+    ]
+
+
+def embedded_models(
+    services: Iterable[Mapping[str, Any]], live: Mapping[str, str], file: str = "services.yml"
+) -> list[dict[str, str]]:
+    """Which model versions services hold themselves: [{"service", "model", "version"}], `live` replaced."""
+    found = []
+    for service in services:
+        if service["prediction"] != "embedded":
+            continue
+        model, version = str(service["model"]), service["version"]
+        if version == "live" and model not in live:
+            raise _Fault(f"service {service['name']}", file)(
+                f"its version is live, and no model '{model}' is served.{nearest(model, live)}"
+            )
+        chosen = live[model] if version == "live" else version
+        found.append({"service": service["name"], "model": model, "version": chosen})
+    return found
 
 
 def in_fleets(entries: Iterable[Mapping[str, Any]], fleets: Sequence[str]) -> list[dict[str, Any]]:
@@ -263,10 +367,13 @@ def application_service(
     """The service map of one of the team's web services, which shares the host's network.
 
     settings: address (private, to listen on), prediction_url, prediction_ca (PEM, "" for none),
-    api_key, store_bucket, aws_env_file ("" for none). The service's own env wins. Errors and
+    api_key, store_bucket, aws_env_file ("" for none), model_directory (where versions lie on the
+    host), embedded (what embedded_models gives) and manifests (model to version to the sha256 of its
+    manifest, for services with an embedded model). The service's own env wins. Errors and
     placeholders as for prediction_service.
     """
     name = str(service["name"])
+    embedded = {entry["service"]: entry for entry in settings["embedded"]}.get(name)
     env: dict[str, Any] = {
         "HOST": settings["address"],
         "PREDICTION_URL": settings["prediction_url"],
@@ -274,6 +381,7 @@ def application_service(
         "STORE_BUCKET": settings["store_bucket"],
         "MODEL_NAME": service.get("model"),
         "BATCH_JOB": service.get("batch_job"),
+        "ROUTE_PREFIX": service["route"] if service["route"] != "/" else None,
     }
     result: dict[str, Any] = {
         "name": name,
@@ -291,6 +399,23 @@ def application_service(
         result["config"] = {PREDICTION_CA_FILE: settings["prediction_ca"]}
     if settings.get("aws_env_file"):
         result["env_file"] = [settings["aws_env_file"]]
+    if embedded:
+        model, version = embedded["model"], embedded["version"]
+        digest = settings["manifests"].get(model, {}).get(version)
+        if not digest and not placeholders:
+            raise GroundcrewError(
+                f"service {name}: version {version} of model {model}, which it embeds, was not fetched to this host."
+            )
+        directory = f"/models/{model}/{version}"
+        env.update(
+            PREDICTION_MODE="embedded",
+            MODEL_VERSION=version,
+            MODEL_DIRECTORY=directory,
+            # Another manifest is another release.
+            MODEL_MANIFEST_SHA256=digest or "0" * 64,
+        )
+        source = f"{settings['model_directory']}/{model}/{version}"
+        result["mounts"] = [{"source": source, "target": directory, "read_only": True}]
     result["env"] = {
         key: value for key, value in {**env, **service.get("env", {})}.items() if value is not None
     }

@@ -1,177 +1,197 @@
-"""The reloader: it follows LATEST, and nothing bad in the store replaces a good run."""
+"""What the gallery asks of a run: the same as a plain loop over its rows would find."""
 
 from __future__ import annotations
 
-import json
-import logging
+import random
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from application_support import BUCKET, JOB, PROBABILITIES, write_run
-from digits_application.batch import ITEMS, BatchReloader
+from application_support import BUCKET, JOB, PROBABILITIES, MemoryStore, image, write_run
+from digits_application.batch import DigitsRun, fallback
 from groundcrew import batch_store
+from groundcrew_application.reloader import Reloader
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-FIRST, SECOND, THIRD = "20260131T040506Z", "20260201T040506Z", "20260202T040506Z"
-LATEST = batch_store.latest_key(JOB)
-
-
-@pytest.fixture
-def reloader(store: Any) -> BatchReloader:
-    return BatchReloader(store, BUCKET, JOB, poll_seconds=0.01)
+FIRST, SECOND = "20260131T040506Z", "20260201T040506Z"
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, f"waited 10 s for {what}"
-        time.sleep(0.005)
+def probabilities(row: int) -> list[float]:
+    """Of a digit and with a confidence that depend on the row."""
+    randomly = random.Random(row)
+    shares = [randomly.random() ** 4 for _ in range(10)]
+    return [share / sum(shares) for share in shares]
 
 
-def test_no_run_yet(reloader: BatchReloader) -> None:
-    assert not reloader.reload()
-    assert (reloader.current, reloader.failures) == (None, 0)
+def loaded(memory: MemoryStore, **options: Any) -> Reloader[DigitsRun]:
+    write_run(memory, FIRST, **options)
+    reloader = Reloader(memory, BUCKET, JOB, DigitsRun.load)
+    assert reloader.reload(), reloader.status().problem
+    return reloader
 
 
-def test_loads_a_run(store: Any, reloader: BatchReloader) -> None:
-    write_run(store, FIRST)
-    assert reloader.reload()
-    run = reloader.current
-    assert run is not None
-    assert (run.run, run.rows, run.rejected, run.model_version) == (FIRST, 6, 1, "3")
-    assert 0 <= run.age_seconds < 60
-    assert [item["id"] for item in run.items] == [f"row-{index}" for index in range(5)]
-    assert run.items[0]["digit"] == 7
-    assert run.items[0]["probability"] == max(PROBABILITIES)
-    assert len(run.items[0]["instance"]) == 64
-    assert not reloader.reload()
-    assert reloader.current is run
+def run_of(memory: MemoryStore, **options: Any) -> DigitsRun:
+    current = loaded(memory, **options).current
+    assert current is not None
+    return current.value
 
 
-def test_keeps_only_the_first_items(store: Any, reloader: BatchReloader) -> None:
-    write_run(store, FIRST, rows=ITEMS + 20, chunk=30)
-    assert reloader.reload() and reloader.current
-    assert len(reloader.current.items) == ITEMS
-    assert reloader.current.rows == ITEMS + 21
+@pytest.fixture(scope="module")
+def run() -> DigitsRun:
+    return run_of(MemoryStore(), rows=500, chunk=70, predict=probabilities)
 
 
-def test_runs_without_instances(store: Any, reloader: BatchReloader) -> None:
-    write_run(store, FIRST, instances=False)
-    assert reloader.reload() and reloader.current
-    assert reloader.current.items[0]["instance"] is None
+def test_totals_and_items(memory: MemoryStore) -> None:
+    run = run_of(memory)
+    assert (run.rows, run.rejected, run.model_version) == (6, 1, "3")
+    found = run.select()
+    assert (found.matching, found.offset) == (5, 0)
+    assert [item["id"] for item in found.items] == [f"row-{row}" for row in range(5)]
+    assert found.items[0] == {
+        "id": "row-0",
+        "instance": image(0),
+        "digit": 7,
+        "probability": max(PROBABILITIES),
+    }
 
 
-def delete_latest(store: Any) -> None:
-    store.delete_object(Bucket=BUCKET, Key=LATEST)
+def test_runs_without_instances(memory: MemoryStore) -> None:
+    run = run_of(memory, instances=False)
+    assert run.select().items[0]["instance"] is None
+    assert run.prediction_of(image(0)) is None
 
 
-def corrupt_latest(store: Any) -> None:
-    store.put_object(Bucket=BUCKET, Key=LATEST, Body=b'{"run": ')
+def test_a_run_of_rejected_rows_alone(memory: MemoryStore) -> None:
+    run = run_of(memory, rows=0)
+    assert (run.rows, run.select().matching, run.select(digit=3).items) == (1, 0, [])
 
 
-def name_an_older_run(store: Any) -> None:
-    old = json.dumps({"run": FIRST, "manifest_sha256": "0" * 64})
-    store.put_object(Bucket=BUCKET, Key=LATEST, Body=old.encode())
+@settings(deadline=None)
+@given(
+    digit=st.none() | st.integers(0, 9),
+    minimum=st.sampled_from([0.0, 0.3, 0.5, 0.8]),
+    maximum=st.sampled_from([1.0, 0.9, 0.5, 0.25]),
+    offset=st.integers(0, 520),
+    limit=st.integers(1, 200),
+)
+def test_any_filter_and_page(
+    run: DigitsRun, digit: int | None, minimum: float, maximum: float, offset: int, limit: int
+) -> None:
+    expected = []
+    for row in range(500):
+        shares = probabilities(row)
+        confidence = max(shares)
+        if (
+            digit in (None, shares.index(confidence))
+            and confidence >= minimum
+            and (maximum >= 1 or confidence < maximum)
+        ):
+            expected.append(
+                (f"row-{row}", shares.index(confidence), pytest.approx(confidence, abs=1e-6))
+            )
+    found = run.select(digit, minimum, maximum, offset, limit)
+    assert found.matching == len(expected)
+    page = [(item["id"], item["digit"], item["probability"]) for item in found.items]
+    assert page == expected[offset : offset + limit]
+    assert all(item["instance"] == image(int(item["id"][4:])) for item in found.items)
 
 
-def newer_run_without_manifest(store: Any) -> None:
-    write_run(store, THIRD)
-    key = batch_store.run_prefix(JOB, THIRD) + "manifest.json"
-    store.delete_object(Bucket=BUCKET, Key=key)
+def test_of_equal_probabilities_the_lowest_digit(memory: MemoryStore) -> None:
+    run = run_of(memory, predict=lambda row: [0.0, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0])
+    assert run.select().items[0]["digit"] == 2
 
 
-def newer_run_without_part(store: Any) -> None:
-    write_run(store, THIRD)
-    key = batch_store.run_prefix(JOB, THIRD) + "part-00001.parquet"
-    store.delete_object(Bucket=BUCKET, Key=key)
+def test_the_same_image_is_the_fallback(memory: MemoryStore) -> None:
+    reloader = loaded(memory, rows=10, predict=probabilities)
+    given = fallback(reloader.current, image(8))
+    assert given is not None and given.age_seconds is not None
+    assert given.prediction == pytest.approx(probabilities(8), abs=1e-6)
+    assert (given.version, given.age_seconds < 60) == ("3", True)
+    assert fallback(reloader.current, [3.0] * 64) is None
+    assert fallback(reloader.current, [0.5] * 64) is None
+    assert fallback(None, image(8)) is None
 
 
-def newer_run_truncated(store: Any) -> None:
-    write_run(store, THIRD)
-    key = batch_store.run_prefix(JOB, THIRD) + "part-00001.parquet"
-    whole = store.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    store.put_object(Bucket=BUCKET, Key=key, Body=whole[:-10])
+def parquet_of(columns: dict[str, Any]) -> bytes:
+    import io
 
+    import pyarrow
+    from pyarrow import parquet
 
-def newer_run_is_not_parquet(store: Any) -> None:
-    writer = batch_store.BatchWriter(store, BUCKET, JOB, THIRD)
-    writer.add_part(0, b"id,predictions\n", 1)
-    writer.add_rejected(b"", 0)
-    writer.finish({})
-
-
-def bucket_is_gone(store: Any) -> None:
-    for entry in store.list_objects_v2(Bucket=BUCKET)["Contents"]:
-        store.delete_object(Bucket=BUCKET, Key=entry["Key"])
-    store.delete_bucket(Bucket=BUCKET)
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "columns",
     [
-        delete_latest,
-        corrupt_latest,
-        name_an_older_run,
-        newer_run_without_manifest,
-        newer_run_without_part,
-        newer_run_truncated,
-        newer_run_is_not_parquet,
-        bucket_is_gone,
+        {"id": ["a"]},
+        {"predictions": [PROBABILITIES]},
+        {"id": ["a"], "predictions": [[0.5, 0.5]]},
+        {"id": ["a", "b"], "predictions": [PROBABILITIES, PROBABILITIES[:9]]},
+        {"id": ["a"], "predictions": [[float("nan")] * 10]},
+        {"id": ["a", "b"], "predictions": [PROBABILITIES, None]},
+        {"id": ["a"], "predictions": [["x"] * 10]},
+        {"id": ["a"], "predictions": ["x"]},
+        {"id": ["a"], "predictions": [PROBABILITIES], "instance": [[1.0] * 63]},
+        {"id": ["a"], "predictions": [[None] * 10]},
     ],
-    ids=lambda harm: harm.__name__,
 )
-def test_the_last_good_run_stays(
-    store: Any,
-    reloader: BatchReloader,
-    harm: Callable[[Any], None],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    write_run(store, SECOND)
-    assert reloader.reload()
-    good = reloader.current
-    harm(store)
-    with caplog.at_level(logging.ERROR, "digits_application"):
-        assert not reloader.reload()
-        assert not reloader.reload()
-    assert reloader.current is good
-    assert reloader.failures == 2
-    assert len(caplog.records) == 1  # a problem that lasts is logged once
-
-
-def test_recovers_with_the_next_good_run(store: Any, reloader: BatchReloader) -> None:
-    write_run(store, FIRST)
-    reloader.reload()
-    newer_run_truncated(store)
+def test_runs_of_something_else_are_refused(memory: MemoryStore, columns: dict[str, Any]) -> None:
+    writer = batch_store.BatchWriter(memory, BUCKET, JOB, FIRST)
+    writer.add_part(0, parquet_of(columns), 1)
+    writer.add_rejected(b"", 0)
+    writer.finish({})
+    reloader = Reloader(memory, BUCKET, JOB, DigitsRun.load)
     assert not reloader.reload()
-    fourth = "20260203T040506Z"
-    write_run(store, fourth)
+    assert reloader.current is None and reloader.status().problem
+
+
+def test_images_that_are_not_whole_numbers_are_shown_rounded(memory: MemoryStore) -> None:
+    writer = batch_store.BatchWriter(memory, BUCKET, JOB, FIRST)
+    columns = {"id": ["a"], "predictions": [PROBABILITIES], "instance": [[0.6] * 62 + [-3.0, 99.0]]}
+    writer.add_part(0, parquet_of(columns), 1)
+    writer.add_rejected(b"", 0)
+    writer.finish({})
+    reloader = Reloader(memory, BUCKET, JOB, DigitsRun.load)
     assert reloader.reload() and reloader.current
-    assert reloader.current.run == fourth
+    run = reloader.current.value
+    assert run.select().items[0]["instance"] == [1] * 62 + [0, 16]
+    assert run.prediction_of([1.0] * 62 + [0.0, 16.0]) is None
 
 
-def test_thread_loads_at_start_follows_and_stops(store: Any, reloader: BatchReloader) -> None:
-    write_run(store, FIRST)
-    reloader.start()
-    wait_until(lambda: reloader.current is not None, "the first run")
-    write_run(store, SECOND)
-    wait_until(lambda: bool(reloader.current and reloader.current.run == SECOND), "the second run")
-    reloader.stop()
-    assert "batch-reloader" not in {thread.name for thread in threading.enumerate()}
+def test_readers_see_whole_runs_during_a_swap(memory: MemoryStore) -> None:
+    """Each run has as many rows as its number, so a mixed answer would show."""
+    reloader = Reloader(memory, BUCKET, JOB, DigitsRun.load)
+    write_run(memory, "20260101T000001Z", rows=1)
+    assert reloader.reload()
+    stop, wrong = threading.Event(), []
 
+    def read() -> None:
+        last = 0
+        while not stop.is_set():
+            current = reloader.current
+            assert current is not None
+            number = int(current.run_id[9:15])
+            found = current.value.select(limit=100)
+            if not (
+                number >= last
+                and found.matching == len(found.items) == number == current.value.rows - 1
+            ):
+                wrong.append((last, number, found.matching))
+            last = number
+            time.sleep(0.001)
 
-def test_a_store_that_hangs_blocks_nobody() -> None:
-    answer = threading.Event()
-
-    class HangingStore:
-        def get_object(self, **_: Any) -> None:
-            answer.wait(10)
-
-    reloader = BatchReloader(HangingStore(), BUCKET, JOB, poll_seconds=0.01)
-    started = time.monotonic()
-    reloader.start()
-    assert reloader.current is None
-    assert time.monotonic() - started < 5
-    answer.set()
-    reloader.stop()
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(2, 40):
+        write_run(memory, f"20260101T0000{number:02d}Z", rows=number)
+        assert reloader.reload()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

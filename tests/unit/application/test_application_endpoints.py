@@ -2,34 +2,80 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from application_support import BUCKET, JOB, PROBABILITIES, Gateway, write_run
+from application_support import (
+    BUCKET,
+    JOB,
+    PROBABILITIES,
+    Gateway,
+    MemoryStore,
+    image,
+    one_each,
+    wait_until,
+    write_run,
+)
 from digits_application import app as application
-from digits_application.batch import BatchReloader
+from digits_application.batch import DigitsRun
 from digits_application.logs import JsonFormatter, log, logger
-from digits_application.prediction import PredictionClient
+from digits_application.metrics import BatchHooks, Metrics
+from digits_application.rows import NAMES
 from digits_application.settings import Settings
 from flask.testing import FlaskClient
 from groundcrew.errors import GroundcrewError
+from groundcrew_application.prediction import Answer, PredictionClient
+from groundcrew_application.reloader import Reloader
 
 INSTANCE = [0.0] * 32 + [16] * 32
 
 
 @pytest.fixture
-def reloader(store: Any) -> BatchReloader:
-    return BatchReloader(store, BUCKET, JOB, poll_seconds=10)
+def store(memory: MemoryStore) -> MemoryStore:
+    return memory
 
 
 @pytest.fixture
-def client(gateway: Gateway, reloader: BatchReloader) -> FlaskClient:
-    prediction = PredictionClient(gateway.url, "digits", "key")
-    return application.build_app("digits", prediction, reloader).test_client()
+def reloader(store: Any) -> Reloader[DigitsRun]:
+    return Reloader(store, BUCKET, JOB, DigitsRun.load, poll_seconds=10, hooks=BatchHooks())
+
+
+Make = Callable[..., FlaskClient]
+
+
+@pytest.fixture
+def make(gateway: Gateway, reloader: Reloader[DigitsRun], tmp_path: Path) -> Make:
+    """Makes a client of an application with the given environment."""
+
+    def one(**environment: str) -> FlaskClient:
+        key = tmp_path / "key"
+        key.write_text("key\n")
+        chosen = Settings.from_environment(
+            {
+                "PREDICTION_URL": gateway.url,
+                "API_KEY_FILE": str(key),
+                "MODEL_NAME": "digits",
+                "STORE_BUCKET": BUCKET,
+                "BATCH_JOB": JOB,
+                **environment,
+            }
+        )
+        metrics = Metrics()
+        predictor = application.predictor_of(chosen, metrics, reloader)
+        return application.build_app(chosen, predictor, reloader, metrics).test_client()
+
+    return one
+
+
+@pytest.fixture
+def client(make: Make) -> FlaskClient:
+    return make()
 
 
 def test_page(client: FlaskClient) -> None:
@@ -54,12 +100,20 @@ def test_predict(client: FlaskClient, gateway: Gateway) -> None:
     )
     assert answer.status_code == 200
     body = answer.get_json()
-    assert body.pop("latency_ms") > 0
+    latency_ms, timing_ms = body.pop("latency_ms"), body.pop("timing_ms")
+    assert latency_ms > 0
+    assert set(timing_ms) == {"application", "gateway", "service", "queue", "model"}
+    assert (timing_ms["queue"], timing_ms["model"], timing_ms["service"]) == (0.1, 1.25, 0.15)
+    assert timing_ms["gateway"] == pytest.approx(max(0, latency_ms - 1.5), abs=0.02)
+    assert "model;dur=1.25" in answer.headers["Server-Timing"]
     assert body == {
         "digit": 7,
         "probabilities": PROBABILITIES,
         "model": "digits",
         "version": "3",
+        "source": "prediction",
+        "age_seconds": 0.0,
+        "problem": None,
         "model_ms": 1.25,
         "request_id": "from-the-gateway",
     }
@@ -129,15 +183,16 @@ def test_prediction_is_down_and_the_page_stays_up(client: FlaskClient, gateway: 
 def test_a_bug_is_a_json_500_with_a_logged_traceback(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(PredictionClient, "predict", lambda *_: 1 / 0)
+    monkeypatch.setattr(PredictionClient, "ask", lambda *_: 1 / 0)
     answer = client.post("/api/predict", json={"instance": INSTANCE})
     assert answer.status_code == 500
     assert answer.json == {"error": "internal error"}
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_batch(client: FlaskClient, store: Any, reloader: BatchReloader) -> None:
-    assert client.get("/api/batch").json == {"run": None, "items": []}
+def test_batch(client: FlaskClient, store: Any, reloader: Reloader[DigitsRun]) -> None:
+    nothing = client.get("/api/batch").json
+    assert nothing is not None and (nothing["run"], nothing["items"]) == (None, [])
     write_run(store, "20260131T040506Z")
     reloader.reload()
     answer = client.get("/api/batch").json
@@ -148,9 +203,206 @@ def test_batch(client: FlaskClient, store: Any, reloader: BatchReloader) -> None
     assert answer["items"][0]["digit"] == 7
 
 
-def test_metrics(
-    client: FlaskClient, gateway: Gateway, store: Any, reloader: BatchReloader
+def test_batch_filters_and_pages(
+    client: FlaskClient, store: Any, reloader: Reloader[DigitsRun]
 ) -> None:
+    sure, unsure = [0.0] * 9 + [1.0], [0.1, 0.5, *[0.05] * 8]
+    write_run(
+        store,
+        "20260131T040506Z",
+        rows=100,
+        chunk=30,
+        predict=lambda row: sure if row % 4 else unsure,
+    )
+    reloader.reload()
+
+    def ids(query: str) -> tuple[int, list[str]]:
+        answer = client.get(f"/api/batch?{query}").json
+        assert answer is not None
+        return answer["matching"], [item["id"] for item in answer["items"]]
+
+    assert ids("") == (100, [f"row-{row}" for row in range(48)])
+    assert ids("digit=1") == (25, [f"row-{row}" for row in range(0, 100, 4)])
+    assert ids("digit=9&offset=70&limit=10") == (75, [f"row-{row}" for row in (94, 95, 97, 98, 99)])
+    assert ids("minimum=0.8&digit=1") == (0, [])
+    assert ids("maximum=0.8&limit=2") == (25, ["row-0", "row-4"])
+    assert ids("minimum=0.8&maximum=1&limit=1") == (75, ["row-1"])
+    assert ids("digit=&offset=1000") == (100, [])
+    for query in (
+        "digit=10",
+        "digit=x",
+        "minimum=-1",
+        "maximum=nan",
+        "limit=0",
+        "limit=201",
+        "offset=-1",
+    ):
+        answer = client.get(f"/api/batch?{query}")
+        assert answer.status_code == 400
+        assert query.partition("=")[0] in (answer.json or {})["error"]
+
+
+def test_stale_and_fallback_answers_say_so(
+    client: FlaskClient, gateway: Gateway, store: Any, reloader: Reloader[DigitsRun]
+) -> None:
+    write_run(store, "20260131T040506Z")
+    reloader.reload()
+    client.post("/api/predict", json={"instance": INSTANCE})
+    gateway.status, gateway.body = 503, {"error": "no server"}
+    stale = client.post("/api/predict", json={"instance": INSTANCE}).get_json()
+    assert (stale["source"], stale["digit"], stale["version"]) == ("stale", 7, "3")
+    assert stale["problem"] == "no prediction host is ready, try again in a moment"
+    assert stale["age_seconds"] >= 0 and stale["model_ms"] is None
+    assert set(stale["timing_ms"]) == {"application", "prediction"}
+    given = client.post("/api/predict", json={"instance": image(2)}).get_json()
+    assert (given["source"], given["digit"]) == ("fallback", 7)
+    assert given["probabilities"] == pytest.approx(PROBABILITIES)
+    assert client.post("/api/predict", json={"instance": [5] * 64}).status_code == 503
+    text = client.get("/metrics").text
+    for source in ("prediction", "stale", "fallback"):
+        assert f'application_predictions_total{{source="{source}"}} 1.0' in text
+
+
+def test_an_open_circuit_is_told(make: Make, gateway: Gateway) -> None:
+    client = make(CIRCUIT_FAILURES="2", CIRCUIT_PROBE_SECONDS="60", STALE_ENTRIES="0")
+    gateway.status = 503
+    for _ in range(3):
+        answer = client.post("/api/predict", json={"instance": INSTANCE})
+        assert answer.status_code == 503
+    assert answer.headers["Retry-After"] in ("59", "60")
+    assert len(gateway.requests) == 2
+    status = client.get("/api/status").json
+    assert status is not None
+    assert (status["mode"], status["circuit"], status["model"]) == ("gateway", "open", "digits")
+    assert status["problem"] == "no prediction host is ready, try again in a moment"
+    assert "application_prediction_circuit_open 1.0" in client.get("/metrics").text
+
+
+def test_status(
+    client: FlaskClient, store: Any, reloader: Reloader[DigitsRun], gateway: Gateway
+) -> None:
+    status = client.get("/api/status").json
+    assert status is not None
+    assert (status["version"], status["answered_seconds_ago"]) == (None, None)
+    assert (status["batch"]["run"], status["batch"]["problem"]) == (None, False)
+    client.post("/api/predict", json={"instance": INSTANCE})
+    write_run(store, "20260131T040506Z")
+    reloader.reload()
+    store.delete_object(Bucket=BUCKET, Key=f"predictions/{JOB}/LATEST")
+    reloader.reload()
+    status = client.get("/api/status").json
+    assert status is not None
+    assert status["version"] == "3" and status["answered_seconds_ago"] >= 0
+    assert status["batch"]["run"] == "20260131T040506Z" and status["batch"]["problem"]
+    assert BUCKET not in json.dumps(status)
+
+
+ROWS = "\n".join([",".join(["id", *NAMES]), *[",".join([f"r{n}", *["2"] * 64]) for n in range(5)]])
+
+
+def test_a_file_from_upload_to_result(make: Make, gateway: Gateway) -> None:
+    client = make(FILE_BATCH_ROWS="2")
+    gateway.body = one_each
+    answer = client.post("/api/files", data=ROWS, content_type="text/csv")
+    assert answer.status_code == 202
+    job = answer.get_json()
+    assert job["rows"] == 5
+    # Relative, since the application may lie below a path of the gateway.
+    assert answer.headers["Location"] == f"files/{job['id']}"
+
+    def state() -> str:
+        found = client.get(f"/api/files/{job['id']}").get_json()
+        return str(found["state"])
+
+    wait_until(lambda: state() == "done", "the file")
+    assert [len(body["instances"]) for _, _, body in gateway.requests] == [2, 2, 1]
+    result = client.get(f"/api/files/{job['id']}/result.csv")
+    assert result.text.splitlines()[1] == "r0,7,0.91,3"
+    assert result.mimetype == "text/csv" and "attachment" in result.headers["Content-Disposition"]
+    assert "application_file_rows_total 5.0" in client.get("/metrics").text
+    assert client.delete(f"/api/files/{job['id']}").status_code == 204
+    for answer in (client.get(f"/api/files/{job['id']}"), client.delete(f"/api/files/{job['id']}")):
+        assert answer.status_code == 404 and "upload it again" in answer.get_json()["error"]
+
+
+def test_a_result_that_is_not_there_yet(make: Make, gateway: Gateway) -> None:
+    client = make(FILE_JOBS="1")
+    gateway.status = 503
+    job = client.post("/api/files", data=ROWS).get_json()
+    answer = client.get(f"/api/files/{job['id']}/result.csv")
+    assert answer.status_code == 409 and "0 of 5 rows" in answer.get_json()["error"]
+    busy = client.post("/api/files", data=ROWS)
+    assert busy.status_code == 503 and busy.headers["Retry-After"] == "5"
+    client.delete(f"/api/files/{job['id']}")
+
+
+def test_files_that_are_refused(make: Make, gateway: Gateway) -> None:
+    client = make(FILE_MAX_BYTES="2000", FILE_MAX_ROWS="3")
+    for data, status, message in (
+        (b"", 400, "the file is empty"),
+        (b"a;b\n", 400, "semicolons"),
+        (ROWS.encode(), 413, "5 rows; it may have 3"),
+        (ROWS.encode() * 4, 413, "larger than 2000 bytes"),
+    ):
+        answer = client.post("/api/files", data=data, content_type="text/csv")
+        assert (answer.status_code, message in answer.get_json()["error"]) == (status, True), (
+            answer.text
+        )
+    form = client.post("/api/files", data={"file": (io.BytesIO(ROWS.encode()), "rows.csv")})
+    assert form.status_code == 400 and "--data-binary" in form.get_json()["error"]
+    assert gateway.requests == []
+
+
+def test_below_a_prefix(make: Make) -> None:
+    client = make(ROUTE_PREFIX="/reports/")
+    moved = client.get("/reports")
+    assert (moved.status_code, moved.headers["Location"]) == (308, "/reports/")
+    page = client.get("/reports/")
+    assert page.status_code == 200
+    # No address of the page begins with "/".
+    assert re.findall(r'(?:href|src)="/', page.text) == []
+    for path in (
+        "/reports/static/page.js",
+        "/reports/api/status",
+        "/reports/healthz",
+        "/healthz",
+        "/",
+    ):
+        assert client.get(path).status_code == 200, path
+    for path in ("/other/", "/reportsx/", "/reports/reports/"):
+        assert client.get(path).status_code == 404, path
+    text = client.get("/metrics").text
+    assert 'route="/api/status"' in text and "reports" not in text
+
+
+def test_embedded(make: Make, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Embedded:
+        version = "5"
+        answered_seconds_ago = 1.0
+        problem = None
+
+        def __init__(self, directory: Path, **_: Any) -> None:
+            assert directory == Path("/models/digits/5")
+
+        def predict(self, instance: Any, request_id: str) -> Answer:
+            timing = {"queue": 0.0, "model": 1.0, "total": 1.0}
+            return Answer([PROBABILITIES], "embedded", "5", latency_ms=1.0, timing_ms=timing)
+
+        def ask(self, instances: Any, request_id: str) -> Answer:
+            return Answer([PROBABILITIES] * len(instances), "embedded", "5")
+
+    monkeypatch.setattr(application, "EmbeddedModel", Embedded)
+    client = make(PREDICTION_MODE="embedded", MODEL_DIRECTORY="/models/digits/5", PREDICTION_URL="")
+    answer = client.post("/api/predict", json={"instance": INSTANCE}).get_json()
+    assert (answer["source"], answer["version"], answer["digit"]) == ("embedded", "5", 7)
+    assert set(answer["timing_ms"]) == {"application", "service", "queue", "model"}
+    status = client.get("/api/status").json
+    assert status is not None and (status["mode"], status["circuit"]) == ("embedded", None)
+    assert gateway.requests == []
+
+
+def test_metrics(make: Make, gateway: Gateway, store: Any, reloader: Reloader[DigitsRun]) -> None:
+    client = make(STALE_ENTRIES="0")
     assert "application_batch_age_seconds NaN" in client.get("/metrics").text
     write_run(store, "20260131T040506Z")
     reloader.reload()
@@ -218,6 +470,17 @@ def test_settings() -> None:
         ({"PORT": "http"}, "PORT is 'http'"),
         ({"BATCH_POLL_SECONDS": "0"}, "BATCH_POLL_SECONDS is '0'"),
         ({"BATCH_POLL_SECONDS": "nan"}, "BATCH_POLL_SECONDS is 'nan'"),
+        (
+            {"PREDICTION_MODE": "local"},
+            "PREDICTION_MODE is 'local'; it must be gateway or embedded",
+        ),
+        ({"PREDICTION_MODE": "embedded"}, "MODEL_DIRECTORY not set"),
+        ({"PREDICTION_URL": ""}, "PREDICTION_URL not set"),
+        ({"ROUTE_PREFIX": "reports"}, "ROUTE_PREFIX is 'reports'; it must begin and end with '/'"),
+        ({"ROUTE_PREFIX": "//evil.example/"}, "ROUTE_PREFIX is"),
+        ({"STALE_ENTRIES": "-1"}, "STALE_ENTRIES is '-1'; it must be a whole number of 0 or more"),
+        ({"FILE_JOBS": "0"}, "FILE_JOBS is '0'; it must be a whole number of 1 or more"),
+        ({"FILE_MAX_BYTES": "1e6"}, "FILE_MAX_BYTES is '1e6'"),
     ],
 )
 def test_settings_that_are_wrong(change: dict[str, str], message: str) -> None:

@@ -1,48 +1,59 @@
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
-import joblib
 import numpy as np
 import pytest
 from moto import mock_aws
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
-BUCKET = "groundcrew-test-store"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from batch_support import BUCKET, FolderClient, Job, write_model
+
 FEATURES = 3
 
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model version that takes three numbers from 0 to 16 and knows two classes."""
-    directory = tmp_path_factory.mktemp("models") / "tiny" / "1"
-    directory.mkdir(parents=True)
     features = np.random.default_rng(0).uniform(0, 16, (100, FEATURES))
     model = LogisticRegression().fit(features, features.sum(axis=1) > 24)
-    joblib.dump(model, directory / "model.joblib")
-    instance = [[1.0, 2.0, 3.0]]
-    response = {"predictions": model.predict_proba(instance).tolist()}
-    golden = {"cases": [{"request": {"instances": instance}, "response": response}]}
-    (directory / "golden.json").write_text(json.dumps({**golden, "tolerance": 1e-6}))
-    files = {
-        path.name: {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "size": path.stat().st_size,
-        }
-        for path in directory.iterdir()
-    }
-    signature = {
-        "inputs": {"shape": [FEATURES], "dtype": "float64", "minimum": 0, "maximum": 16},
-        "outputs": {"shape": [2], "labels": ["no", "yes"]},
-    }
-    manifest = {"files": files, "framework": "sklearn", "signature": signature, "metrics": {}}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    return directory
+    return write_model(
+        tmp_path_factory.mktemp("models") / "tiny" / "1",
+        model,
+        model.predict_proba([[1.0, 2.0, 3.0]]).tolist(),
+        {"shape": [2], "labels": ["no", "yes"]},
+    )
+
+
+@pytest.fixture(scope="session")
+def number_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that answers the sum of its three numbers."""
+    features = np.random.default_rng(0).uniform(0, 16, (100, FEATURES))
+    model = LinearRegression().fit(features, features.sum(axis=1))
+    answer = model.predict([[1.0, 2.0, 3.0]]).tolist()
+    return write_model(
+        tmp_path_factory.mktemp("models") / "tiny" / "1", model, answer, {"shape": []}
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderClient:
+    """An empty store in a folder."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return FolderClient(folder)
+
+
+@pytest.fixture
+def start(store: FolderClient, model_directory: Path) -> Callable[..., dict[str, Any]]:
+    """Runs the job once on this store: start(input, run_id, **settings)."""
+    return Job(store, model_directory)
 
 
 @pytest.fixture(scope="session")

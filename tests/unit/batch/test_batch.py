@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from batch_support import Job, write_model
 from groundcrew import batch_store
 from groundcrew.errors import GroundcrewError
 from groundcrew_batch import __main__ as program
-from groundcrew_batch import source
 from groundcrew_batch.job import run
+from groundcrew_batch.judgement import Limits
 from groundcrew_batch.settings import Settings
-from groundcrew_prediction.contract import Signature
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from sklearn.ensemble import RandomForestClassifier
 
 BUCKET = "groundcrew-test-store"
 JOB = "nightly"
 RUN = "20260101T000000Z"
-SIGNATURE = Signature.from_manifest(
-    {
-        "signature": {
-            "inputs": {"shape": [3], "dtype": "float64", "minimum": 0, "maximum": 16},
-            "outputs": {"shape": [2]},
-        }
-    }
-)
 
 
 def job(client: Any, model_directory: Path, given: str, **changes: Any) -> dict[str, Any]:
@@ -146,12 +136,12 @@ def test_parquet_nulls_and_text_are_rejected(client, model_directory, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "cannot read the input .*: Empty CSV file"),
+        (b"", "is empty; it must have a header"),
         (b"\xef\xbb\xbfid,a,b,c\n", "no row that can be scored"),
         (b"id,a,b,c\n1,x,2,3\n", "no row that can be scored .1 rejected"),
         (b"id,a,b\n1,2,3\n", "has 2 columns besides 'id'; the model takes 3"),
         (b"name,a,b,c\n1,2,3,4\n", "must have one column 'id'"),
-        (b"id,a,a,c\n1,2,3,4\n", "no name twice"),
+        (b"id,a,a,c\n1,2,3,4\n", "no name may stand twice"),
         (b"PK\x03\x04\x00\xff\xfe", "cannot read the input"),
     ],
 )
@@ -181,34 +171,6 @@ def test_broken_parquet_and_missing_inputs_are_named(client, model_directory, tm
             job(client, model_directory, given_input)
 
 
-def test_killed_run_can_be_repeated_at_any_point(client, model_directory, ten_rows, monkeypatch):
-    """Each write to the store is once the last before the kill; the repetition then ends well."""
-    writes = 3 + 1 + 1 + 1  # parts, rejected rows, manifest, LATEST
-    real = client.put_object
-    for survived in range(writes):
-        run_id = f"202601{survived + 1:02d}T000000Z"
-        left = survived
-
-        def put(**keywords: Any) -> Any:
-            nonlocal left
-            if left == 0:
-                raise KeyboardInterrupt
-            left -= 1
-            return real(**keywords)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(client, "put_object", put)
-            with pytest.raises(KeyboardInterrupt):
-                job(client, model_directory, ten_rows, run_id=run_id)
-        before = batch_store.read_latest(client, BUCKET, JOB)
-        assert before is None or before.run_id < run_id
-        assert job(client, model_directory, ten_rows, run_id=run_id)["latest"]
-        after = batch_store.read_latest(client, BUCKET, JOB)
-        assert after is not None
-        assert after.run_id == run_id
-        assert after.manifest["rows"] == 10
-
-
 def test_nothing_is_left_in_the_work_directory(client, model_directory, ten_rows, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
@@ -216,43 +178,26 @@ def test_nothing_is_left_in_the_work_directory(client, model_directory, ten_rows
     assert list(work.iterdir()) == []
 
 
-# -- reading
-
-
-@settings(deadline=None)
-@given(
-    st.lists(
-        st.lists(
-            st.sampled_from(["1", "16", "0.5", "17", "x", "", "nan", "1e999", "0x1", "1_0", " 1"]),
-            min_size=2,
-            max_size=4,
-        ),
-        max_size=30,
-    ),
-    st.integers(1, 7),
-)
-def test_every_row_is_either_scored_or_rejected_once(rows, chunk_rows):
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "in.csv"
-        path.write_bytes(lines(*(f"r{i}," + ",".join(row) for i, row in enumerate(rows, 1))))
-        given_input = source.Input("in.csv", path, "", 0)
-        found = list(source.chunks(given_input, SIGNATURE, chunk_rows))
-    valid = {"1", "16", "0.5"}
-    expected = [f"r{i}" for i, row in enumerate(rows, 1) if len(row) == 3 and set(row) <= valid]
-    assert [one for chunk in found for one in chunk.ids] == expected
-    rejected = [one.row for chunk in found for one in chunk.rejected]
-    assert sorted([*rejected, *(int(one[1:]) for one in expected)]) == list(range(1, len(rows) + 1))
-    assert rejected == sorted(rejected)
-
-
-def test_row_numbers_are_right_over_many_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "_BLOCK", 4096)
-    path = tmp_path / "in.csv"
-    path.write_bytes(lines(*(f"r{n},1,2,3" if n % 5 else f"r{n},1" for n in range(1, 5001))))
-    found = list(source.chunks(source.Input("in.csv", path, "", 0), SIGNATURE, 100))
-    assert [len(chunk.ids) for chunk in found] == [100] * 40 + [0]
-    rejected = [one.row for chunk in found for one in chunk.rejected]
-    assert rejected == list(range(5, 5001, 5))
+def test_export_answers_as_the_estimator_does_from_several_threads(store, tmp_path):
+    random = np.random.default_rng(0)
+    features = random.integers(0, 17, (200, 3)).astype(float)
+    forest = RandomForestClassifier(20, random_state=0).fit(features, features.sum(axis=1) > 24)
+    answer = forest.predict_proba([[1.0, 2.0, 3.0]]).tolist()
+    outputs = {"shape": [2], "labels": ["no", "yes"]}
+    rows = "".join(f"{number},{a:g},{b:g},{c:g}\n" for number, (a, b, c) in enumerate(features))
+    (tmp_path / "in.csv").write_text("id,a,b,c\n" + rows)
+    for export in (False, True):
+        directory = write_model(
+            tmp_path / str(export) / "tiny" / "1", forest, answer, outputs, export=export
+        )
+        start = Job(store, directory)
+        run_id = f"2026010{export + 1}T000000Z"
+        start(str(tmp_path / "in.csv"), run_id, chunk_rows=7, threads=4)
+        assert any(f"({'Onnx' if export else 'Sklearn'}Engine)" in line for line in start.said)
+        assert start.ids(run_id) == [str(number) for number in range(200)]
+        names = sorted(name for name in start.manifest(run_id)["files"] if name[0] == "p")
+        found = [row["predictions"] for name in names for row in start.table(run_id, name)]
+        assert np.allclose(found, forest.predict_proba(features), atol=1e-6)
 
 
 # -- the program
@@ -286,6 +231,11 @@ def test_program_prints_its_result_last(client, model_directory, ten_rows, monke
         ({"JOB": "", "INPUT": ""}, "JOB, INPUT must be set"),
         ({"JOB": "a/b"}, "batch job 'a/b' is not a valid name"),
         ({"CHUNK_ROWS": "0"}, "CHUNK_ROWS is '0'"),
+        ({"THREADS": "two"}, "THREADS is 'two'; it must be a whole number"),
+        ({"MAXIMUM_SHIFT": "20%"}, "MAXIMUM_SHIFT is '20%'; it must be a number from 0 to 1"),
+        ({"MINIMUM_ROWS_SHARE": "nan"}, "MINIMUM_ROWS_SHARE is 'nan'"),
+        ({"MAXIMUM_REJECTED_SHARE": "1.5"}, "MAXIMUM_REJECTED_SHARE is '1.5'"),
+        ({"ACCEPT": "1"}, "ACCEPT is '1'; it must be true or false"),
         ({"INCLUDE_INSTANCES": "maybe"}, "INCLUDE_INSTANCES is 'maybe'"),
         ({"RUN_ID": "today"}, "run id 'today'"),
         ({"OUTPUT": "elsewhere/"}, "OUTPUT is 'elsewhere/'"),
@@ -299,5 +249,7 @@ def test_wrong_settings_are_named(changes, message):
 def test_defaults_follow_from_job_and_model():
     made = Settings.from_environment({**REQUIRED, "OUTPUT": f"predictions/{JOB}/"})
     assert str(made.model_directory) == "/models/tiny/1"
-    assert made.chunk_rows == 10_000
+    assert (made.chunk_rows, made.accept) == (None, False)
+    assert made.limits == Limits(0.5, 0.2, 0.5)
+    assert made.threads >= 1
     assert batch_store.check_run_id(made.run_id)

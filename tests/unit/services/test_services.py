@@ -12,11 +12,14 @@ from groundcrew.errors import GroundcrewError
 from groundcrew.service_map import parse_services
 from groundcrew.services import (
     application_service,
+    embedded_models,
     expand_models,
     expand_services,
     framework_images,
     frameworks,
     in_fleets,
+    members,
+    on_host,
     prediction_service,
 )
 from hypothesis import given
@@ -260,6 +263,9 @@ SETTINGS = {
     "api_key": "hush",
     "store_bucket": "store",
     "aws_env_file": "/etc/groundcrew/aws.env",
+    "model_directory": "/srv/models",
+    "embedded": [],
+    "manifests": {},
 }
 
 
@@ -308,8 +314,67 @@ def test_an_application_without_ca_and_env_file() -> None:
         ({"port": 8000}, "image is None"),
         ({"image": "x"}, "port is None"),
         ("x", "it is 'x'; it has to be a map"),
+        ({"image": "x", "port": 8000, "route": "/v1/x/"}, "route is '/v1/x/'"),
+        ({"image": "x", "port": 8000, "route": "reports"}, "route is 'reports'"),
+        ({"image": "x", "port": 8000, "replicas": 0}, "replicas is 0"),
+        ({"image": "x", "port": 8000, "prediction": "inside"}, "prediction is 'inside'"),
+        (
+            {"image": "x", "port": 8000, "prediction": "embedded", "model": "m"},
+            "prediction is embedded",
+        ),
+        ({"image": "x", "port": 8000, "version": "3"}, "version is '3', but the gateway chooses"),
     ],
 )
 def test_a_fault_in_a_service_names_it_and_the_file(entry: Any, said: str) -> None:
     with pytest.raises(GroundcrewError, match=f"service web: {said}.*Edit services.yml."):
         expand_services({"web": entry})
+
+
+WEB: dict[str, Any] = {"image": DIGEST, "port": 8000}
+
+
+def test_two_services_cannot_have_one_route() -> None:
+    with pytest.raises(GroundcrewError, match="route / is first's; .*such as /second/"):
+        expand_services({"first": WEB, "second": {**WEB, "port": 8010}})
+
+
+def test_replicas_are_spread_and_stay_where_they_are() -> None:
+    hosts = [f"h{number}" for number in range(5)]
+    declared = {
+        f"web{number}": {**WEB, "port": 8000 + 2 * number, "route": f"/web{number}/", "replicas": 2}
+        for number in range(20)
+    }
+    services = expand_services(declared)
+    found = {host: on_host(services, {"application": hosts}, host) for host in hosts}
+    assert sum(map(len, found.values())) == 40
+    assert all(found.values())
+    (alone,) = expand_services({"web": WEB})
+    assert members(alone, hosts) == hosts
+    assert members({**alone, "replicas": 9}, hosts) == hosts
+    assert members(alone, []) == []
+
+
+def test_a_service_that_holds_the_model_itself() -> None:
+    held = {
+        **WEB,
+        "model": "digits",
+        "prediction": "embedded",
+        "version": "live",
+        "route": "/fast/",
+    }
+    services = expand_services({"fast": held})
+    embedded = embedded_models(services, {"digits": "4"})
+    assert embedded == [{"service": "fast", "model": "digits", "version": "4"}]
+    settings = {**SETTINGS, "embedded": embedded, "manifests": {"digits": {"4": "d" * 64}}}
+    (parsed,) = parse_services([application_service(services[0], {}, settings)])
+    assert parsed.env["PREDICTION_MODE"] == "embedded"
+    assert parsed.env["MODEL_DIRECTORY"] == "/models/digits/4"
+    assert parsed.env["MODEL_MANIFEST_SHA256"] == "d" * 64
+    assert parsed.env["ROUTE_PREFIX"] == "/fast/"
+    assert [(mount.source, mount.read_only) for mount in parsed.mounts] == [
+        ("/srv/models/digits/4", True)
+    ]
+    with pytest.raises(GroundcrewError, match="was not fetched to this host"):
+        application_service(services[0], {}, {**settings, "manifests": {}})
+    with pytest.raises(GroundcrewError, match="no model 'digits' is served"):
+        embedded_models(services, {})

@@ -109,6 +109,42 @@ def test_finished_run_is_immutable_and_can_still_be_made_latest(client):
     assert batch_store.read_latest(client, BUCKET, JOB) is not None
 
 
+def test_a_part_of_the_same_identity_is_kept_and_counts_as_written(client):
+    first = batch_store.BatchWriter(client, BUCKET, JOB, NEW)
+    assert first.written_parts() == set()
+    first.add_part(0, b"zero", 4, "a")
+    first.add_part(12, b"twelve", 6, "a")
+    first.add_part(3, b"without", 1)
+    writer = batch_store.BatchWriter(client, BUCKET, JOB, NEW)
+    assert writer.written_parts() == {0, 3, 12}
+    assert writer.keep_part(0, 4, "a") == b"zero"
+    assert writer.files == {"part-00000.parquet": first.files["part-00000.parquet"]}
+    for index, rows, identity in ((0, 5, "a"), (0, 4, "b"), (0, 4, ""), (3, 1, ""), (1, 4, "a")):
+        assert writer.keep_part(index, rows, identity) is None
+    key = f"predictions/{JOB}/{NEW}/part-00012.parquet"
+    metadata = client.head_object(Bucket=BUCKET, Key=key)["Metadata"]
+    client.put_object(Bucket=BUCKET, Key=key, Body=b"twelfe", Metadata=metadata)
+    assert writer.keep_part(12, 6, "a") is None
+    assert list(writer.files) == ["part-00000.parquet"]
+
+
+def test_a_run_that_is_held_back_is_whole_and_not_latest_until_it_is_accepted(client):
+    write(client, OLD)
+    writer = batch_store.BatchWriter(client, BUCKET, JOB, NEW)
+    writer.add_part(0, b"x", 1)
+    writer.add_rejected(b"", 0)
+    digest, latest = writer.finish({"held_back": "too few rows"})
+    assert not latest
+    assert batch_store.read_pointer(client, BUCKET, JOB).run_id == OLD
+    manifest, found = batch_store.read_manifest(client, BUCKET, JOB, NEW)
+    assert (manifest["held_back"], found) == ("too few rows", digest)
+    assert batch_store.read_manifest(client, BUCKET, JOB, "20260103T000000Z") is None
+    assert batch_store.move_latest(client, BUCKET, JOB, NEW, digest, accepted=True)
+    assert batch_store.read_latest(client, BUCKET, JOB).run_id == NEW
+    stored = json.loads(objects.get(client, BUCKET, batch_store.latest_key(JOB)).data)
+    assert stored == {"run": NEW, "manifest_sha256": digest, "accepted": True}
+
+
 def test_finish_refuses_gaps_and_a_missing_rejected_file(client):
     writer = batch_store.BatchWriter(client, BUCKET, JOB, NEW)
     writer.add_part(1, b"x", 1)

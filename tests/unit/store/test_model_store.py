@@ -87,6 +87,38 @@ def test_expired_claim_of_another_owner_is_taken_over(client):
     assert taken.owner == "bob"
 
 
+def test_next_version_is_above_the_published_and_the_claimed(client, artifact, details):
+    assert model_store.claim_next(client, BUCKET, "digits").version == "1"
+    publish(client, artifact, details, "9")
+    assert model_store.claim_next(client, BUCKET, "digits", owner="a").version == "10"
+    # Nobody can tell a second job of this owner from a dead first one.
+    assert model_store.claim_next(client, BUCKET, "digits", owner="a").version == "11"
+    taken = model_store.claim_next(client, BUCKET, "digits", owner="b", expires_seconds=0)
+    assert taken.version == "10"
+
+
+def test_next_version_gives_up_when_very_many_are_being_published(client, monkeypatch):
+    monkeypatch.setattr(model_store, "_MOST_CLAIMS_PASSED", 2)
+    for _ in range(2):
+        model_store.claim_next(client, BUCKET, "digits")
+    with pytest.raises(GroundcrewError, match="versions 1 to 2 are all being published"):
+        model_store.claim_next(client, BUCKET, "digits")
+
+
+def test_renewed_claim_is_young_and_stays_its_owners(client):
+    held = model_store.claim(client, BUCKET, "digits", "1", owner="alice")
+    old = objects.to_json(
+        {"owner": "alice", "token": held.token, "created": "2020-01-01T00:00:00Z"}
+    )
+    client.put_object(Bucket=BUCKET, Key="models/digits/1/claim.json", Body=old)
+    assert model_store.renew(client, BUCKET, held)
+    with pytest.raises(GroundcrewError, match="published by alice since 20"):
+        model_store.claim(client, BUCKET, "digits", "1", owner="bob")
+    assert model_store.claimed_by(client, BUCKET, "digits", "1") == held.token
+    model_store.claim(client, BUCKET, "digits", "1", owner="bob", expires_seconds=0)
+    assert not model_store.renew(client, BUCKET, held)
+
+
 def test_two_claims_at_once_have_one_winner(client, monkeypatch):
     """The other publisher writes its claim between our look and our write."""
     real = objects.put
@@ -181,6 +213,38 @@ def test_manifest_cannot_name_a_file_outside_its_directory(name):
     }
     with pytest.raises(GroundcrewError, match="safe relative path"):
         model_store.parse_manifest(json.dumps(document), "source")
+
+
+# -- wholeness in the store
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_whole_version_is_told_from_a_broken_one(client, artifact, details, full):
+    digest = publish(client, artifact, details)
+    manifest, found = model_store.check_whole(client, BUCKET, "digits", "1", full)
+    assert (manifest["metrics"], found) == ({"accuracy": 0.97}, digest)
+    client.put_object(Bucket=BUCKET, Key="models/digits/1/model.joblib", Body=b"short")
+    with pytest.raises(GroundcrewError, match="model.joblib has sha256"):
+        model_store.check_whole(client, BUCKET, "digits", "1", full)
+    client.delete_object(Bucket=BUCKET, Key="models/digits/1/model.joblib")
+    with pytest.raises(GroundcrewError, match="model.joblib is missing although"):
+        model_store.check_whole(client, BUCKET, "digits", "1", full)
+    with pytest.raises(GroundcrewError, match="version 2 is not in the store"):
+        model_store.check_whole(client, BUCKET, "digits", "2", full)
+
+
+def test_only_reading_finds_content_that_kept_its_size(client, artifact, details):
+    publish(client, artifact, details)
+    digest, _size = model_store.sha256_file(artifact / "model.joblib")
+    client.put_object(
+        Bucket=BUCKET,
+        Key="models/digits/1/model.joblib",
+        Body=b"WEIGHTS" * 1000,
+        Metadata={"sha256": digest},
+    )
+    model_store.check_whole(client, BUCKET, "digits", "1", full=False)
+    with pytest.raises(GroundcrewError, match="has sha256"):
+        model_store.check_whole(client, BUCKET, "digits", "1")
 
 
 # -- fetching

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from groundcrew import golden, model_store
 from groundcrew.errors import GroundcrewError
-from job import Job
+from groundcrew.training_job import Job
 from moto.server import ThreadedMotoServer
 from network import Network, Predict
 
@@ -27,7 +27,7 @@ REQUIRED = {
     "STORE_BUCKET": BUCKET,
     "SOURCE_MODEL": "digits",
     "SOURCE_VERSION": "3",
-    "GATE_ACCURACY": "0.95",
+    "GATE_MINIMUM": "0.95",
 }
 
 
@@ -90,18 +90,21 @@ def publish(
     model_store.publish(client, BUCKET, held, directory, manifest)
 
 
-def right(layers: Network, job: Job) -> Predict:
+def write(layers: Network, job: Job) -> None:
     (job.directory / "variables").mkdir()
-    (job.directory / "variables" / "artifact").write_bytes(b"x")
-    return layers.forward
+    layers.save(job.directory / "variables" / "artifact.npz")
 
 
-def export(monkeypatch: pytest.MonkeyPatch, write: network.Write, **changes: str) -> int:
+def right(directory: Path) -> Predict:
+    return Network.load(directory / "variables" / "artifact.npz").forward
+
+
+def export(monkeypatch: pytest.MonkeyPatch, load: network.Load, **changes: str) -> int:
     for name, value in {**REQUIRED, **changes}.items():
         monkeypatch.setenv(name, value)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        return network.main("paper", "1.0", write)
+        return network.main("paper", "1.0", write, load)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -113,7 +116,7 @@ def test_export_is_published_with_its_origin(client, monkeypatch, capsys, tmp_pa
     manifest = fetched.manifest
     source, digest = model_store.read_manifest(client, BUCKET, "digits", "3")
     assert result["manifest_sha256"] == fetched.manifest_sha256
-    assert result["accuracy"] == manifest["metrics"]["accuracy"] == 1.0
+    assert result["metrics"]["accuracy"] == manifest["metrics"]["accuracy"] == 1.0
     assert (manifest["framework"], manifest["framework_version"]) == ("paper", "1.0")
     assert manifest["derived_from"] == {
         "model": "digits",
@@ -121,7 +124,7 @@ def test_export_is_published_with_its_origin(client, monkeypatch, capsys, tmp_pa
         "manifest_sha256": digest,
     }
     assert manifest["signature"] == source["signature"]
-    assert set(manifest["files"]) == {"variables/artifact", "transform.py", "golden.json"}
+    assert set(manifest["files"]) == {"variables/artifact.npz", "transform.py", "golden.json"}
     assert golden.load(fetched.path / "golden.json").tolerance == 1e-4
 
 
@@ -138,11 +141,12 @@ def test_transform_is_the_scaling_that_the_network_expects(client, monkeypatch, 
 
 @pytest.mark.parametrize("answer", ["shifted", "nan", "narrow"])
 def test_artifact_that_answers_otherwise_is_refused(client, monkeypatch, capsys, answer):
-    def wrong(layers: Network, _job: Job) -> Predict:
+    def wrong(directory: Path) -> Predict:
+        forward = right(directory)
         changed = {
-            "shifted": lambda images: layers.forward(images) + 2e-4,
-            "nan": lambda images: layers.forward(images) * np.nan,
-            "narrow": lambda images: layers.forward(images)[:, :9],
+            "shifted": lambda images: forward(images) + 2e-4,
+            "nan": lambda images: forward(images) * np.nan,
+            "narrow": lambda images: forward(images)[:, :9],
         }
         return changed[answer]
 
@@ -156,8 +160,9 @@ def test_artifact_that_answers_otherwise_is_refused(client, monkeypatch, capsys,
 
 
 def test_artifact_that_is_wrong_outside_the_golden_cases_is_refused(monkeypatch, capsys):
-    def wrong(layers: Network, _job: Job) -> Predict:
-        return lambda images: layers.forward(images) + (2e-4 if len(images) > 1 else 0)
+    def wrong(directory: Path) -> Predict:
+        forward = right(directory)
+        return lambda images: forward(images) + (2e-4 if len(images) > 1 else 0)
 
     assert export(monkeypatch, wrong, MODEL_VERSION="6") == 3
     assert "on the held-out images; 0.0001 is allowed" in capsys.readouterr().err
@@ -173,7 +178,26 @@ def test_gate_refuses_an_export_of_a_bad_model(client, monkeypatch, capsys, tmp_
     network.save_holdout(tmp_path / network.HOLDOUT, images, digits)
     publish(client, "digits", "4", tmp_path, images[:2], answer[:2])
     assert export(monkeypatch, right, MODEL_VERSION="7", SOURCE_VERSION="4") == 3
-    assert "accuracy 0.5000 on the held-out images is below the gate" in capsys.readouterr().err
+    assert "accuracy 0.5000 on the held-out data is below the gate" in capsys.readouterr().err
+
+
+def test_export_is_compared_with_the_live_one_by_its_own_artifact(client, monkeypatch, capsys):
+    assert export(monkeypatch, right, MODEL_VERSION="20") == 0
+    compared = {"GATE_MARGIN": "0.005", "LIVE_VERSION": "20"}
+    assert export(monkeypatch, right, MODEL_VERSION="21", **compared) == 0
+    manifest, _digest = model_store.read_manifest(client, BUCKET, "digits_x", "21")
+    assert manifest["gate"]["live_value"] == manifest["gate"]["value"] == 1.0
+
+    def unreadable(directory: Path) -> Predict:
+        if "live" in directory.parts:
+            raise ValueError("not a SavedModel")
+        return right(directory)
+
+    assert export(monkeypatch, unreadable, MODEL_VERSION="22", **compared) == 3
+    message = capsys.readouterr().err
+    assert "version 20, which is live, and that cannot be evaluated" in message
+    assert "not a SavedModel" in message
+    assert "22" not in model_store.versions(client, BUCKET, "digits_x")
 
 
 def test_source_must_be_named_and_hold_a_network(client, monkeypatch, capsys, tmp_path):

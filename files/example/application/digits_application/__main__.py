@@ -7,16 +7,17 @@ import sys
 from granian.constants import Interfaces
 from granian.server import Server
 from groundcrew.errors import GroundcrewError
+from groundcrew_application.prediction import read_api_key
 
 from digits_application import logs
-from digits_application.prediction import read_api_key
-from digits_application.settings import Settings
+from digits_application.settings import GATEWAY, Settings
 
 
 def main() -> None:
     try:
         settings = Settings.from_environment()
-        read_api_key(settings.api_key_file)
+        if settings.prediction_mode == GATEWAY:
+            read_api_key(settings.api_key_file)
     except GroundcrewError as error:  # said once and clearly, before any process is started
         sys.exit(f"digits_application: {error}")
     Server(

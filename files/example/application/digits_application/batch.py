@@ -1,127 +1,203 @@
-"""The last batch run, kept in memory and replaced whenever a newer one is complete."""
+"""The last batch run as the gallery asks for it: columns in memory, filtered by digit and confidence.
+
+A million rows take about 120 MB: an image is 64 bytes, its prediction 40. Everything here that takes time happens in pyarrow, in one
+thread and without the interpreter, so a run that is loaded leaves requests alone; a loop over its rows would not.
+"""
 
 from __future__ import annotations
 
-import io
-import logging
-import threading
+import bisect
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
-from groundcrew import batch_store, objects
+import pyarrow as pa
+import pyarrow.compute as pc
+from groundcrew_application.prediction import Fallback
+from groundcrew_application.reloader import Incoming, Loaded
 from pyarrow import parquet
 
-from digits_application.logs import log
+from digits_application.digits import CLASSES, INK, PIXELS
 
 ITEMS = 48
+_IMAGE = pa.binary(PIXELS)
 
 
 @dataclass(frozen=True)
-class BatchRun:
-    """What the page shows of a run: its totals and its first predictions."""
+class Part:
+    """One part of a run: rows in order. pixels: an image a row, 64 bytes; None when the job does not include instances."""
 
-    run: str
+    ids: pa.Array
+    predictions: pa.Array  # FixedSizeList<float32>[10]
+    pixels: pa.Array | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A page of the rows that a filter leaves."""
+
+    matching: int
+    offset: int
+    items: list[dict[str, Any]]  # id, instance (64 numbers or None), digit, probability
+
+
+@dataclass(frozen=True)
+class DigitsRun:
+    """A run: its totals, and its predictions as columns."""
+
     rows: int
     rejected: int
     model_version: str | None
-    finished: datetime
-    items: list[dict[str, Any]]  # id, instance (64 numbers or None), digit, probability
-
-    @property
-    def age_seconds(self) -> float:
-        return max(0.0, (datetime.now(UTC) - self.finished).total_seconds())
+    parts: list[Part]
+    digit: pa.ChunkedArray  # uint8
+    probability: pa.ChunkedArray  # float32, of that digit
+    exact: bool  # pixels are what the model was given, not rounded
 
     @classmethod
-    def from_store(cls, run: batch_store.Run) -> BatchRun:
-        """Raises an exception of pyarrow, or ValueError, TypeError or KeyError, when the run does
-        not hold predictions of digits."""
-        items: list[dict[str, Any]] = []
-        for part in run.parts:
-            rows = parquet.read_table(io.BytesIO(part)).slice(0, ITEMS - len(items)).to_pylist()
-            items.extend(_item(row) for row in rows)
+    def load(cls, incoming: Incoming) -> DigitsRun:
+        """Raises an exception of pyarrow, or ValueError or KeyError, when the run does not hold predictions of digits."""
+        parts, digits, probabilities, exact = [], [], [], True
+        for data in incoming.parts():
+            part, digit, probability, as_given = _read(data)
+            parts.append(part)
+            digits.append(digit)
+            probabilities.append(probability)
+            exact = exact and as_given
+        version = incoming.manifest.get("model_version")
         return cls(
-            run=run.run_id,
-            rows=run.manifest["rows"],
-            rejected=run.manifest["rejected"],
-            model_version=run.manifest.get("model_version"),
-            finished=objects.parse_timestamp(run.manifest["finished"]),
-            items=items,
+            rows=incoming.manifest["rows"],
+            rejected=incoming.manifest["rejected"],
+            model_version=None if version is None else str(version),
+            parts=parts,
+            digit=pa.chunked_array(digits, pa.uint8()),
+            probability=pa.chunked_array(probabilities, pa.float32()),
+            exact=exact,
         )
 
+    def select(
+        self,
+        digit: int | None = None,
+        minimum: float = 0.0,
+        maximum: float = 1.0,
+        offset: int = 0,
+        limit: int = ITEMS,
+    ) -> Selection:
+        """Rows of a digit (None: all) whose probability is at least minimum and, unless that is 1, below maximum, in order."""
+        mask = None
+        for wanted in (
+            None if digit is None else pc.equal(self.digit, pa.scalar(digit, pa.uint8())),
+            None
+            if minimum <= 0
+            else pc.greater_equal(self.probability, pa.scalar(minimum, pa.float32())),
+            None if maximum >= 1 else pc.less(self.probability, pa.scalar(maximum, pa.float32())),
+        ):
+            if wanted is not None:
+                mask = wanted if mask is None else pc.and_(mask, wanted)
+        if mask is None:
+            matching = len(self.digit)
+            rows = list(range(offset, min(offset + limit, matching)))
+        else:
+            found = pc.indices_nonzero(mask)
+            matching = len(found)
+            rows = found.slice(offset, limit).to_pylist()
+        return Selection(matching, offset, [self._item(row) for row in rows])
 
-def _item(row: dict[str, Any]) -> dict[str, Any]:
-    probability = max(row["predictions"])
-    return {
-        "id": row["id"],
-        "instance": row.get("instance"),
-        "digit": row["predictions"].index(probability),
-        "probability": probability,
-    }
-
-
-class BatchReloader:
-    """Follows a job's LATEST in a thread of its own, so that no request ever waits for the store.
-
-    ``current`` is the last good run, or None before the first one. A run that is missing, corrupt,
-    truncated or older than ``current`` is logged and changes nothing.
-    """
-
-    def __init__(self, client: Any, bucket: str, job: str, poll_seconds: float) -> None:
-        self.current: BatchRun | None = None
-        self.failures = 0  # reloads that failed since the start
-        self._store = (client, bucket, job)
-        self._poll_seconds = poll_seconds
-        self._problem = ""
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="batch-reloader", daemon=True)
-
-    def start(self) -> None:
-        """Load the last run now and look for a newer one every ``poll_seconds``."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread; a load in progress is finished first."""
-        self._stopped.set()
-        self._thread.join()
-
-    def reload(self) -> bool:
-        """Load the run that LATEST names if it is newer. Returns whether ``current`` changed;
-        never raises."""
-        try:
-            run = self._load_newer()
-        except Exception as error:  # whatever is wrong with the store, the last good run stays
-            self.failures += 1
-            self._report(f"{type(error).__name__}: {error}")
-            return False
-        self._problem = ""
-        if run is None:
-            return False
-        self.current = run
-        log(logging.INFO, "batch run loaded", run=run.run, rows=run.rows)
-        return True
-
-    def _load_newer(self) -> BatchRun | None:
-        latest = batch_store.read_pointer(*self._store)
-        held = self.current
-        if latest is None:
-            if held:
-                raise LookupError("LATEST is gone")
+    def prediction_of(self, instance: list[float]) -> list[float] | None:
+        """What the run predicted for the same image, None when it is not in it."""
+        if not self.exact or any(value != int(value) for value in instance):
             return None
-        if held and latest.run_id <= held.run:  # run ids sort by time
-            if latest.run_id < held.run:
-                raise LookupError(f"LATEST names run {latest.run_id}, which is older")
-            return None
-        return BatchRun.from_store(batch_store.read_run(*self._store, latest))
+        wanted = pa.scalar(bytes(map(int, instance)), _IMAGE)
+        for part in self.parts:
+            if part.pixels is not None:
+                row = pc.index(part.pixels, wanted).as_py()
+                if row >= 0:
+                    return _predictions(part, row)
+        return None
 
-    def _report(self, problem: str) -> None:
-        if problem != self._problem:  # once, not at every poll
-            self._problem = problem
-            kept = self.current.run if self.current else None
-            log(logging.ERROR, "batch run not loaded", problem=problem, kept=kept)
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts, start = [], 0
+        for part in self.parts:
+            starts.append(start)
+            start += len(part.ids)
+        return starts
 
-    def _follow(self) -> None:
-        while True:
-            self.reload()
-            if self._stopped.wait(self._poll_seconds):
-                return
+    def _item(self, row: int) -> dict[str, Any]:
+        number = bisect.bisect_right(self._starts, row) - 1
+        part, index = self.parts[number], row - self._starts[number]
+        return {
+            "id": part.ids[index].as_py(),
+            "instance": None if part.pixels is None else list(part.pixels[index].as_py()),
+            "digit": self.digit.chunk(number)[index].as_py(),
+            "probability": round(self.probability.chunk(number)[index].as_py(), 6),
+        }
+
+
+def fallback(loaded: Loaded[DigitsRun] | None, instance: list[float]) -> Fallback | None:
+    """What the last batch run predicted for the same image, for when the prediction service does not answer."""
+    prediction = loaded.value.prediction_of(instance) if loaded else None
+    if loaded is None or prediction is None:
+        return None
+    return Fallback(prediction, loaded.value.model_version, loaded.age_seconds)
+
+
+def _predictions(part: Part, row: int) -> list[float]:
+    return [round(value, 6) for value in part.predictions[row].as_py()]
+
+
+def _read(data: bytes) -> tuple[Part, pa.Array, pa.Array, bool]:
+    """A part, its digits, their probabilities, and whether its pixels are whole numbers."""
+    file = parquet.ParquetFile(pa.BufferReader(data))
+    columns = [
+        name for name in ("id", "predictions", "instance") if name in file.schema_arrow.names
+    ]
+    # One thread: the reloader's, which gives way to requests.
+    table = file.read(columns=columns, use_threads=False)
+    probabilities = _flat(table, "predictions", CLASSES)
+    if not pc.all(pc.is_finite(probabilities), min_count=0).as_py():
+        raise ValueError("predictions hold NaN or infinity")
+    predictions = pa.FixedSizeListArray.from_arrays(probabilities.cast(pa.float32()), CLASSES)
+    shares = [pc.list_element(predictions, digit) for digit in range(CLASSES)]
+    largest = pc.max_element_wise(*shares)
+    # From the last to the first, so that of equal ones the lowest is left.
+    digits = pa.repeat(pa.scalar(CLASSES - 1, pa.uint8()), len(predictions))
+    for digit in reversed(range(CLASSES - 1)):
+        this = pa.scalar(digit, pa.uint8())
+        digits = pc.if_else(pc.equal(shares[digit], largest), this, digits)
+    pixels, exact = None, True
+    if "instance" in columns:
+        pixels, exact = _images(_flat(table, "instance", PIXELS))
+    ids = _array(table, "id").cast(pa.string())
+    return Part(ids, predictions, pixels), digits, largest, exact
+
+
+def _array(table: pa.Table, name: str) -> pa.Array:
+    column = table[name]
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    )
+
+
+def _flat(table: pa.Table, name: str, length: int) -> pa.Array:
+    """All numbers of a column of lists of one length. Raises ValueError when one has another."""
+    lists = _array(table, name)
+    lengths = pc.min_max(pc.list_value_length(lists)).as_py()
+    values = lists.flatten()
+    if lists.null_count or values.null_count or (len(lists) and set(lengths.values()) != {length}):
+        raise ValueError(f"{name} must be lists of {length} numbers, without gaps")
+    return values
+
+
+def _images(pixels: pa.Array) -> tuple[pa.Array, bool]:
+    exact = True
+    try:
+        numbers = pixels.cast(pa.uint8())
+    except pa.ArrowInvalid:
+        # Good enough to look at.
+        exact = False
+        bounded = pc.min_element_wise(pc.max_element_wise(pc.round(pixels), 0), INK)
+        numbers = bounded.cast(pa.uint8())
+    data = numbers.buffers()[1] if len(numbers) else pa.py_buffer(b"")
+    return pa.FixedSizeBinaryArray.from_buffers(_IMAGE, len(numbers) // PIXELS, [None, data]), exact

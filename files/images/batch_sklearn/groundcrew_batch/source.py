@@ -1,249 +1,342 @@
-"""The input of a run: a CSV or Parquet file with a column ``id`` and one column a number."""
+"""The input of a run as it is at one moment: files to read, and what identifies them.
+
+A file of this machine is read where it is. Objects of S3 are copied into one file without a name in
+the work directory: the kernel frees it however the process ends.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import io
+import json
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from groundcrew import objects
 from groundcrew.errors import GroundcrewError
-from groundcrew_prediction.contract import BadRequest, Signature, check_number
 
-ID = "id"
-_S3 = re.compile(r"s3://([^/]+)/(.+)\Z")
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+from .patience import TRANSIENT, Patience
+from .progress import Progress
+
+SUFFIXES = (".csv", ".parquet")
+_S3 = re.compile(r"s3://([^/]+)/(.*)\Z", re.DOTALL)
 _BLOCK = 1 << 20
+_MISSING = ("NoSuchKey", "NoSuchBucket", "404", "NotFound")
+_CHANGED = ("412", "PreconditionFailed")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the input: ``name`` below the input's prefix, None when it is the whole input."""
+
+    name: str | None
+    uri: str
+    size: int
+    sha256: str
+    open: Callable[[], Any]
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.uri).suffix.lower()
 
 
 @dataclass(frozen=True)
 class Input:
-    """A local copy of the input and what identifies it: sha256 (hexadecimal) and size (bytes)."""
+    """What a run reads. ``sha256`` is the file's own or, of a prefix, that of the JSON list of
+    [name, size, sha256] of each file; ``size`` is bytes."""
 
     uri: str
-    path: Path
+    files: tuple[File, ...]
     sha256: str
     size: int
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A row that cannot be scored: its id (None without one), its number from 1, why."""
+@contextmanager
+def obtain(
+    client: Any,
+    uri: str,
+    directory: Path,
+    say: Callable[[str], None] = lambda _text: None,
+    patience: Patience | None = None,
+) -> Iterator[Input]:
+    """The input, open until the block ends.
 
-    id: str | None
-    row: int
-    reason: str
-
-
-@dataclass
-class Chunk:
-    """Rows to score, as ids and instances (n, *shape), and the rejected rows among them."""
-
-    ids: list[str]
-    instances: np.ndarray[Any, Any]
-    rejected: list[Rejected] = field(default_factory=list)
-
-
-def obtain(client: Any, uri: str, directory: Path) -> Input:
-    """Copy the input to ``directory``, so that a run reads one state of it from start to end.
-
-    Raises GroundcrewError when it does not exist.
+    Raises GroundcrewError when it does not exist, changes while it is read or does not fit into
+    ``directory``.
     """
     match = _S3.match(uri)
-    path = directory / ("input" + Path(uri).suffix)
+    if match is None:
+        yield _local(uri)
+        return
+    if not match[2]:
+        raise GroundcrewError(f"the input {uri} names no object; INPUT must be s3://bucket/key")
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+        except OSError as error:
+            raise _work_directory_error(uri, directory, error) from error
+        yield _copied(client, uri, match, copy, directory, say, patience or Patience())
+
+
+def _local(uri: str) -> Input:
+    path = _local_path(uri)
+    if not uri.endswith("/"):
+        file = _local_file(path, None, uri)
+        return Input(uri, (file,), file.sha256, file.size)
+    if not path.is_dir():
+        raise GroundcrewError(f"the input {uri} is no folder; correct INPUT")
+    found = sorted(
+        (each.relative_to(path).as_posix(), each)
+        for each in path.rglob("*")
+        if each.suffix.lower() in SUFFIXES and each.is_file()
+    )
+    return _several(uri, [_local_file(each, name, str(each)) for name, each in found])
+
+
+def _local_path(uri: str) -> Path:
+    if not uri.startswith("file:"):
+        return Path(uri)
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise GroundcrewError(
+            f"the input {uri} is on the host {parts.netloc!r}; INPUT must be file:///path, "
+            "with three slashes"
+        )
+    return Path(unquote(parts.path))
+
+
+def _local_file(path: Path, name: str | None, uri: str) -> File:
     digest = hashlib.sha256()
-    size = 0
+    buffer = bytearray(_BLOCK)
+    view = memoryview(buffer)
     try:
-        with _open(client, match, uri) as stream, path.open("wb") as copy:
-            while block := stream.read(_BLOCK):
-                copy.write(block)
-                digest.update(block)
-                size += len(block)
+        with path.open("rb", buffering=0) as stream:
+            before = _state(stream)
+            while count := stream.readinto(buffer):
+                digest.update(view[:count])
+            after = _state(stream)
     except OSError as error:
         raise GroundcrewError(
-            f"cannot copy the input {uri} to {directory}: {error.strerror}; correct INPUT, or give "
-            "the job a WORK_DIRECTORY with space for it"
+            f"cannot read the input {uri}: {error.strerror}; correct INPUT"
         ) from error
-    return Input(uri, path, digest.hexdigest(), size)
+    if before != after:
+        raise _changed(uri)
+
+    @contextmanager
+    def reopen() -> Iterator[BinaryIO]:
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise _changed(uri) from error
+        with stream:
+            if _state(stream) != before:
+                raise _changed(uri)
+            yield stream
+            if _state(stream) != before:
+                raise _changed(uri)
+
+    return File(name, uri, before[0], digest.hexdigest(), reopen)
 
 
-def _open(client: Any, match: re.Match[str] | None, uri: str) -> Any:
-    if match is None:
-        return Path(uri).open("rb")
+def _state(stream: Any) -> tuple[int, ...]:
+    found = os.fstat(stream.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _changed(uri: str) -> GroundcrewError:
+    return GroundcrewError(
+        f"the input {uri} changed while it was read; let what writes it replace it in one step, "
+        "and run the job again"
+    )
+
+
+def _several(uri: str, files: list[File]) -> Input:
+    if not files:
+        raise GroundcrewError(f"there is no .csv or .parquet file below the input {uri}")
+    listed = json.dumps([[file.name, file.size, file.sha256] for file in files])
+    digest = hashlib.sha256(listed.encode()).hexdigest()
+    return Input(uri, tuple(files), digest, sum(file.size for file in files))
+
+
+# -- S3 ------------------------------------------------------------------------------------------
+
+
+def _copied(
+    client: Any,
+    uri: str,
+    match: re.Match[str],
+    copy: BinaryIO,
+    directory: Path,
+    say: Callable[[str], None],
+    patience: Patience,
+) -> Input:
+    bucket, key = match[1], match[2]
+    listed = _listed(client, bucket, key, uri) if key.endswith("/") else [(key, None)]
+    total = sum(size or 0 for _, size in listed)
+    progress = Progress(say, total, "copied")
+    files = []
+    offset = 0
+    for name, _size in listed:
+        own = f"s3://{bucket}/{name}"
+        try:
+            digest, size = _download(client, bucket, name, own, copy, progress, patience)
+        except OSError as error:
+            raise _work_directory_error(own, directory, error) from error
+        below = name[len(key) :] if key.endswith("/") else None
+        files.append(File(below, own, size, digest, _window(copy, offset, size)))
+        offset += size
+    if key.endswith("/"):
+        return _several(uri, files)
+    return Input(uri, tuple(files), files[0].sha256, files[0].size)
+
+
+def _listed(client: Any, bucket: str, prefix: str, uri: str) -> list[tuple[str, int | None]]:
+    """Keys and sizes of the files below a prefix, in the order of their keys."""
+    found: list[tuple[str, int | None]] = []
     try:
-        return client.get_object(Bucket=match[1], Key=match[2])["Body"]
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                if Path(entry["Key"]).suffix.lower() in SUFFIXES:
+                    found.append((str(entry["Key"]), int(entry["Size"])))
     except client.exceptions.ClientError as error:
-        if objects.error_code(error) not in ("NoSuchKey", "NoSuchBucket", "404"):
+        if objects.error_code(error) not in _MISSING:
             raise
         raise GroundcrewError(f"the input {uri} does not exist; correct INPUT") from error
+    if not found:
+        raise GroundcrewError(f"there is no .csv or .parquet file below the input {uri}")
+    return sorted(found)
 
 
-def chunks(source: Input, signature: Signature, chunk_rows: int) -> Iterator[Chunk]:
-    """The input's rows in their order, ``chunk_rows`` readable ones at a time.
+def _download(
+    client: Any,
+    bucket: str,
+    key: str,
+    uri: str,
+    copy: BinaryIO,
+    progress: Progress,
+    patience: Patience,
+) -> tuple[str, int]:
+    """Append an object to the copy; its sha256 and size.
 
-    Memory holds a few chunks, whatever the input's size. A chunk depends on the input, the
-    signature and ``chunk_rows`` alone. Raises GroundcrewError when the columns do not fit.
+    A connection that ends early is taken up where it ended, of the same object. OSError is the
+    copy's own.
     """
-    suffix = source.path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise GroundcrewError(f"the input {source.uri} must be a .csv or .parquet file")
-    malformed: list[Rejected] = []
-    last_row = 0
-    try:
-        if suffix == ".csv":
-            names, batches = _read_csv(source, malformed)
-        else:
-            names, batches = _read_parquet(source, chunk_rows)
-        columns = _feature_columns(source.uri, names, signature)
-        for table in _rechunk(batches, chunk_rows):
-            rows = _row_numbers(last_row, table.num_rows, malformed)
-            last_row = int(rows[-1])
-            chunk = _convert(table, columns, signature, rows)
-            chunk.rejected += _take(malformed, last_row)
-            chunk.rejected.sort(key=lambda rejected: rejected.row)
-            yield chunk
-    except pa.ArrowException as error:
-        raise GroundcrewError(f"cannot read the input {source.uri}: {error}") from error
-    if malformed:
-        empty = np.empty((0, *signature.shape), dtype=signature.dtype)
-        yield Chunk([], empty, _take(malformed, malformed[-1].row))
-
-
-def _read_csv(
-    source: Input, malformed: list[Rejected]
-) -> tuple[list[str], Iterator[pa.RecordBatch]]:
-    """Column names and batches of text; rows of another length go to ``malformed``."""
-    with source.path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        names = next(csv.reader(stream), [])
-
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        reason = f"has {row.actual_columns} values; the header has {row.expected_columns}"
-        malformed.append(Rejected(None, row.number - 1, reason))
-        return "skip"
-
-    reader = pyarrow.csv.open_csv(
-        source.path,
-        # Only a single thread tells the numbers of malformed rows.
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK),
-        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip),
-        convert_options=pyarrow.csv.ConvertOptions(
-            # Text, so that a value that is not a number costs a row and not the run.
-            column_types={name: pa.string() for name in names},
-            strings_can_be_null=False,
-        ),
-    )
-    return names, iter(reader)
-
-
-def _read_parquet(source: Input, chunk_rows: int) -> tuple[list[str], Iterator[pa.RecordBatch]]:
-    file = pyarrow.parquet.ParquetFile(source.path)
-    return list(file.schema_arrow.names), file.iter_batches(batch_size=chunk_rows)
-
-
-def _feature_columns(uri: str, names: list[str], signature: Signature) -> list[str]:
-    """The columns other than id, in the file's order."""
-    columns = [name for name in names if name != ID]
-    wanted = int(np.prod(signature.shape))
-    if names.count(ID) != 1 or len(set(columns)) != len(columns):
-        raise GroundcrewError(
-            f"the input {uri} has the columns {names[:5]}…; it must have one column {ID!r} and no "
-            "name twice"
-        )
-    if len(columns) != wanted:
-        raise GroundcrewError(
-            f"the input {uri} has {len(columns)} columns besides {ID!r}; the model takes {wanted} "
-            "numbers"
-        )
-    return columns
-
-
-def _rechunk(batches: Iterator[pa.RecordBatch], chunk_rows: int) -> Iterator[pa.Table]:
-    """Tables of exactly ``chunk_rows`` rows, but for the last."""
-    waiting: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        waiting.append(batch)
-        count += batch.num_rows
-        if count >= chunk_rows:
-            table = pa.Table.from_batches(waiting)
-            start = 0
-            while count >= chunk_rows:
-                yield table.slice(start, chunk_rows)
-                start += chunk_rows
-                count -= chunk_rows
-            waiting = table.slice(start).to_batches() if count else []
-    if count:
-        yield pa.Table.from_batches(waiting)
-
-
-def _row_numbers(last_row: int, count: int, malformed: list[Rejected]) -> np.ndarray[Any, Any]:
-    """The numbers of the next ``count`` rows after ``last_row`` that are not malformed."""
-    candidates = np.arange(last_row + 1, last_row + 1 + count + len(malformed))
-    skipped = [rejected.row for rejected in malformed]
-    return candidates[~np.isin(candidates, skipped)][:count]
-
-
-def _take(malformed: list[Rejected], last_row: int) -> list[Rejected]:
-    """Remove and return the malformed rows up to ``last_row``; the reader reads ahead."""
-    taken = [rejected for rejected in malformed if rejected.row <= last_row]
-    malformed[:] = [rejected for rejected in malformed if rejected.row > last_row]
-    return taken
-
-
-def _convert(
-    table: pa.Table, columns: list[str], signature: Signature, rows: np.ndarray[Any, Any]
-) -> Chunk:
-    """The rows that can be scored as an array, the others with their first fault."""
-    names = table.column(ID).cast(pa.string()).to_pylist()
-    flat = np.empty((table.num_rows, len(columns)), dtype=np.float64)
-    for position, name in enumerate(columns):
-        flat[:, position] = _numbers(table.column(name))
-    with np.errstate(over="ignore"):
-        values = flat.astype(signature.dtype)
-    low = -np.inf if signature.minimum is None else signature.minimum
-    high = np.inf if signature.maximum is None else signature.maximum
-    # NaN stands for what is not a number and fails both comparisons.
-    fine = (np.isfinite(values) & (values >= low) & (values <= high)).all(axis=1)
-    fine &= np.array([bool(name) for name in names])
-    rejected = []
-    for index in np.flatnonzero(~fine):
-        row = table.slice(int(index), 1)
-        reason = _fault(row, columns, signature)
-        rejected.append(Rejected(names[index] or None, int(rows[index]), reason))
-    ids = [name for name, kept in zip(names, fine, strict=True) if kept]
-    return Chunk(ids, values[fine].reshape(-1, *signature.shape), rejected)
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """A column as float64, NaN where it holds no number."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        matches = pc.match_substring_regex(column, _NUMBER)
-        column = pc.if_else(matches, column, pa.scalar(None, column.type))
-    elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        return np.full(len(column), np.nan)
-    return np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy())
-
-
-def _fault(row: pa.Table, columns: list[str], signature: Signature) -> str:
-    """Why the one row of a table cannot be scored."""
-    for name in columns:
-        given = row.column(name)[0].as_py()
-        number = float(_numbers(row.column(name))[0])
-        if np.isnan(number):
-            return f"{name} is {str(given)[:40]!r}; it must be a number"
+    digest = hashlib.sha256()
+    received = 0
+    etag = ""
+    size: int | None = None
+    tries = patience.tries()
+    while size is None or received < size:
+        before = received
+        fault: Exception | None = None
         try:
-            check_number(number, signature, name)
-        except BadRequest as error:
-            return str(error)
-    return f"{ID} is empty"
+            answer = _get(client, bucket, key, uri, received, etag)
+            if size is None:
+                etag, size = str(answer["ETag"]), int(answer["ContentLength"])
+                progress.expect(size)
+            body = answer["Body"]
+            while True:
+                block = body.read(_BLOCK)
+                if not block:
+                    break
+                try:
+                    copy.write(block)
+                except OSError as error:
+                    raise _CopyError from error
+                digest.update(block)
+                received += len(block)
+                progress.add(len(block))
+        except _CopyError as error:
+            raise error.__cause__ or error from None
+        except TRANSIENT as error:
+            fault = error
+        except client.exceptions.ClientError as error:
+            if not patience.passes(error):
+                raise
+            fault = error
+        if size is not None and received >= size:
+            break
+        if received > before:
+            # Whatever came is kept, so the next cut is a fault of its own.
+            tries = patience.tries()
+        if not tries.again():
+            at = f"{received} of {size} bytes" if size else "its first byte"
+            raise GroundcrewError(
+                f"the input {uri} broke off after {at}, {patience.attempts} times one after the "
+                f"other ({fault or 'the connection was closed'}); check the network and run the "
+                "job again"
+            ) from fault
+    if received != size:
+        raise _changed(uri)
+    copy.flush()
+    return digest.hexdigest(), received
+
+
+class _CopyError(Exception):
+    """Writing the copy failed, not reading the object."""
+
+
+def _get(client: Any, bucket: str, key: str, uri: str, start: int, etag: str) -> Any:
+    more = {"Range": f"bytes={start}-"} if start else {}
+    if etag:
+        more["IfMatch"] = etag
+    try:
+        return client.get_object(Bucket=bucket, Key=key, **more)
+    except client.exceptions.ClientError as error:
+        code = objects.error_code(error)
+        if code in _CHANGED or (etag and code in _MISSING):
+            raise _changed(uri) from error
+        if code in _MISSING:
+            raise GroundcrewError(f"the input {uri} does not exist; correct INPUT") from error
+        raise
+
+
+def _work_directory_error(uri: str, directory: Path, error: OSError) -> GroundcrewError:
+    return GroundcrewError(
+        f"cannot copy the input {uri} to {directory}: {error.strerror or error}; give the job a "
+        "WORK_DIRECTORY with space for it"
+    )
+
+
+def _window(copy: BinaryIO, offset: int, size: int) -> Callable[[], Any]:
+    @contextmanager
+    def reopen() -> Iterator[BinaryIO]:
+        with io.BufferedReader(_Window(copy.fileno(), offset, size), _BLOCK) as stream:
+            yield stream
+
+    return reopen
+
+
+class _Window(io.RawIOBase):
+    """A part of an open file as a file of its own."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        self._descriptor, self._offset, self._size, self._position = descriptor, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self._size - self._position))
+        count = os.preadv(self._descriptor, [view[:wanted]], self._offset + self._position)
+        self._position += count
+        return count

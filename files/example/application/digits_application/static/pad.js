@@ -15,6 +15,7 @@ export function drawingPad(canvas, onChange) {
   function redraw() {
     const pixels = Math.round(canvas.clientWidth * devicePixelRatio);
     if (canvas.width !== pixels) canvas.width = canvas.height = pixels;
+    canvas.toggleAttribute("data-blank", strokes.length === 0); // page.css: the hint
     context.setTransform(pixels / SIZE, 0, 0, pixels / SIZE, 0, 0);
     context.clearRect(0, 0, SIZE, SIZE);
     context.lineCap = context.lineJoin = "round";

@@ -1,0 +1,131 @@
+"""What the runner on a host decides: when a job is due, what it is given, what is measured of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+ROOT = next(p for p in Path(__file__).resolve().parents if (p / "ansible.cfg").is_file())
+
+
+def load(path):
+    specification = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+runner = load(ROOT / "roles/container_job/files/groundcrew-job.py")
+NOW = datetime(2026, 11, 27, 10, 0, tzinfo=UTC)
+DUE = datetime(2026, 11, 27, 2, 30, tzinfo=UTC)
+IMAGE = "registry:5000/batch@sha256:" + "0" * 64
+SPEC = {
+    "id": "batch-nightly",
+    "family": "batch",
+    "name": "nightly",
+    "schedule": "30 2 * * *",
+    "timezone": "UTC",
+    "identity": {"model": "digits", "version": "1"},
+    "env": {"INPUT": "s3://store/{date}.csv", "MODEL_DIRECTORY": "/models/digits/1"},
+    "env_file": "",
+    "mounts": [{"source": "/srv/models/digits/1", "target": "/models/digits/1"}],
+    "memory": "1g",
+    "cpus": 2,
+    "gpus": 0,
+    "image": IMAGE,
+    "command": ["python", "-m", "x"],
+    "textfile": "/metrics/x.prom",
+    "jitter_seconds": 0,
+}
+OLD = int((NOW - timedelta(days=30)).timestamp())
+
+
+def test_due_until_a_success_of_this_very_job():
+    success = {"model": "digits", "version": "1"}
+    assert runner.reason(SPEC, {})
+    assert runner.reason(SPEC, {"success": success, "exit_status": 2}) == ""
+    assert "version" in runner.reason(SPEC, {"success": {**success, "version": "2"}})
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"declared": OLD}, DUE),
+        ({"declared": OLD, "due": "20261126T023000Z"}, DUE),
+        # It was started for that time, however it ended.
+        ({"declared": OLD, "due": "20261127T023000Z"}, None),
+        # It was declared after the time.
+        ({"declared": int(NOW.timestamp())}, None),
+        # Somebody ran it by hand since.
+        ({"declared": OLD, "success": {"run": "20261127T080000Z"}}, None),
+        # A clock that was years ahead for a moment keeps nothing from running.
+        ({"declared": OLD, "due": "20310101T023000Z"}, DUE),
+        ({"declared": OLD, "success": {"run": "20310101T023000Z"}}, DUE),
+    ],
+)
+def test_a_time_that_has_come(state, expected):
+    assert runner.overdue(SPEC, state, NOW) == expected
+
+
+def test_two_crons_at_once_or_a_clock_that_went_back_start_nothing_twice():
+    state = {"declared": OLD}
+    due = runner.overdue(SPEC, state, NOW)
+    state["due"] = runner.run_id(due)
+    assert runner.overdue(SPEC, state, NOW) is None
+    assert runner.overdue(SPEC, state, DUE) is None
+
+
+def test_a_job_without_a_schedule_is_never_due():
+    assert runner.overdue({**SPEC, "schedule": ""}, {}, NOW) is None
+
+
+def test_days_of_a_backfill():
+    days = (date(2026, 11, 20), date(2026, 11, 22))
+    times = runner.times_of(SPEC, *days, NOW)
+    assert [runner.run_id(moment) for moment in times] == [
+        "20261120T023000Z",
+        "20261121T023000Z",
+        "20261122T023000Z",
+    ]
+    with pytest.raises(runner.Refused, match="was not due from 2026-11-28"):
+        runner.times_of(SPEC, date(2026, 11, 28), date(2026, 11, 30), NOW)
+    with pytest.raises(runner.Refused, match=r"\{date\}"):
+        runner.times_of({**SPEC, "env": {"INPUT": "s3://store/a.csv"}}, *days, NOW)
+    with pytest.raises(runner.Refused, match="no schedule"):
+        runner.times_of({**SPEC, "schedule": ""}, *days, NOW)
+
+
+def test_metrics_leave_out_what_is_not_known():
+    text = runner.metrics_text(SPEC, {"started": 5, "exit_status": None})
+    assert 'groundcrew_job_last_start_timestamp_seconds{family="batch",job="nightly"} 5\n' in text
+    assert "exit_status" not in text
+    assert "success" not in text
+
+
+def test_the_container_gets_the_job_and_no_rights():
+    arguments = runner.container_command(SPEC, {"RUN_ID": "r"}, Path("/w"))
+    assert arguments[-4:] == [IMAGE, "python", "-m", "x"]
+    assert "--env=RUN_ID=r" in arguments
+    assert "--read-only" in arguments
+    assert arguments[arguments.index("--cap-drop") + 1] == "ALL"
+    assert arguments[arguments.index("--cpus") + 1] == "2"
+    assert "--env-file" not in arguments and "--gpus" not in arguments
+    assert "--gpus" in runner.container_command({**SPEC, "gpus": 1}, {}, Path("/w"))
+
+
+def test_a_job_in_a_conda_environment_is_confined_too():
+    spec = {**SPEC, "conda_environment": "/conda/envs/digits", "env_file": "/etc/aws.env"}
+    arguments = runner.conda_command(spec, {"RUN_ID": "r"}, Path("/w"))
+    assert arguments[0] == "systemd-run"
+    assert arguments[-3:] == ["/conda/envs/digits/bin/python", "-m", "x"]
+    for wanted in (
+        "User=groundcrew-jobs",
+        "MemoryMax=1G",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+    ):
+        assert f"--property={wanted}" in arguments
+    assert "--property=EnvironmentFile=/etc/aws.env" in arguments
