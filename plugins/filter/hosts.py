@@ -173,7 +173,7 @@ def gateway_models(
 def gateway_applications(
     services: list[dict[str, Any]], environment: str, groups: Any, hostvars: Any
 ) -> list[dict[str, Any]]:
-    """The gateway's view of the team's services: [{"name", "route", "sticky_paths", "health_path", "servers"}], two servers for each host, by slots().
+    """The gateway's view of the team's services: name, route, sticky_paths, health_path, and two servers a host, by slots().
 
     services: as the filter groundcrew_services gives them.
     """

@@ -52,15 +52,19 @@ class Rows:
         return [list(pixels) for pixels in zip(*columns, strict=True)]
 
 
+# The byte order mark that some editors begin UTF-8 with.
+_MARK = b"\xef\xbb\xbf"
+
+
 def read(data: bytes, most_rows: int) -> Rows:
     """The rows of a file. Raises MalformedFile."""
-    if not data.strip():
+    if not data.removeprefix(_MARK).strip():
         raise MalformedFile(f"the file is empty; {_FORM}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         raise MalformedFile(
             "the file is not UTF-8 text (it may be UTF-16, or no CSV at all); save it as CSV, UTF-8"
         )
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(_MARK)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
