@@ -352,6 +352,8 @@ def test_a_backfill_runs_every_day_once_and_can_be_told_to_run_again(host, drill
     again = host.run("groundcrew-job run %s --date 2026-03-28 --again", DRILL)
     assert again.rc == 0
     assert re.fullmatch(r"20260328T030000Z-r[0-9]{14}", state(host, DRILL)["run"])
+    # What was done last of the present stays the last success.
+    assert state(host, DRILL)["success"]["run"] == "20260330T030000Z"
     refused = host.run("groundcrew-job run %s --date 2099-01-01", DRILL)
     assert refused.rc == 78 and "was not due from 2099-01-01" in refused.stderr
 

@@ -5,6 +5,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import testinfra
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import cloud
 import contract
 
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
@@ -214,6 +216,35 @@ def test_nobody_notices_a_release_a_bad_one_a_death_and_reloads():
         [*command, "--short", *drills], capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_idle_training_host_switches_off_and_the_next_job_starts_it():
+    name = "test-training-1"
+    may_sleep = ["-e", json.dumps({"training_idle_stop_minutes": 30})]
+
+    def runs():
+        return cloud.docker("inspect", "--format", "{{.State.Running}}", name) == "true"
+
+    # As its timer would, half an hour after the last job. The host takes the command itself along.
+    command = ["exec", name, "groundcrew-job", "stop-when-idle", "--minutes", "0"]
+    subprocess.run(["/usr/bin/docker", *command], capture_output=True, check=False)
+    deadline = time.monotonic() + 60
+    while runs():
+        assert time.monotonic() < deadline, "waited 60 s for the host to switch itself off"
+        time.sleep(0.5)
+    # What the account says of such an instance.
+    (instance,) = [
+        found["InstanceId"]
+        for found in cloud.instances()
+        if {"Key": "Name", "Value": name} in found["Tags"]
+    ]
+    cloud.client("ec2").stop_instances(InstanceIds=[instance])
+    refused = cloud.playbook("playbooks/provision.yml")
+    assert refused.returncode != 0 and f"{name} is gone" in refused.stdout + refused.stderr
+    done = cloud.playbook("playbooks/train.yml", *may_sleep)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert runs()
+    assert on(name).service("groundcrew-idle-stop.timer").is_running
 
 
 def test_strangers_are_refused(access):

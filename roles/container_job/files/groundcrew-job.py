@@ -423,7 +423,7 @@ class Run:
                 finished=finished,
                 duration_seconds=round(time.monotonic() - clock, 3),
             )
-            if status == 0:
+            if status == 0 and not self._of_the_past(before.get("success")):
                 told = ("rows", "rejected", "version")
                 self.state["success"] = {
                     **{key: value for key, value in self.result.items() if key in told},
@@ -440,6 +440,12 @@ class Run:
                 result=self.result,
             )
         return status
+
+    def _of_the_past(self, success: dict[str, Any] | None) -> bool:
+        """Whether a later run has succeeded before this one: a backfill does not make a job that is
+        late look well."""
+        mine, last = moment_of(self.run), moment_of((success or {}).get("run"))
+        return bool(mine and last and mine < last <= datetime.now(timezone.utc))
 
     def _failure(self, status: int) -> str:
         meaning = self.spec["statuses"].get(str(status))
@@ -584,7 +590,8 @@ def run_now(job: str, arguments: argparse.Namespace) -> int:
             run = run_id(due)
             if arguments.again:
                 run += f"-r{now:%Y%m%d%H%M%S}"
-            if status := Run(spec, log, due, run, extra)():
+            # Of another day: that it ran says nothing of the time that was due last.
+            if status := Run(spec, log, None, run, extra)():
                 return status
     return 0
 
@@ -646,7 +653,7 @@ def catch_up() -> int:
                     log.event("given_up", f"run {state['run']} was cut off {RESUMES + 1} times")
                     keep(spec, {**state, "exit_status": 1, "finished": int(time.time())})
                     continue
-                worst = max(worst, Run(spec, log, moment_of(state.get("due")), state["run"])())
+                worst = max(worst, Run(spec, log, None, state["run"])())
     return worst
 
 
