@@ -226,7 +226,7 @@ def test_an_idle_training_host_switches_off_and_the_next_job_starts_it():
         return cloud.docker("inspect", "--format", "{{.State.Running}}", name) == "true"
 
     # As its timer would, half an hour after the last job and the last login. The host takes the command itself along.
-    leave = "pkill -f 'sshd: groundcrew'; sleep 1; groundcrew-job stop-when-idle --minutes 0"
+    leave = "pkill -f 'sshd: [g]roundcrew'; sleep 1; groundcrew-job stop-when-idle --minutes 0"
     subprocess.run(
         ["/usr/bin/docker", "exec", name, "sh", "-c", leave], capture_output=True, check=False
     )
