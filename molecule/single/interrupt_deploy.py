@@ -14,8 +14,9 @@ import cloud
 from processes import kill_all
 
 SECONDS = 300
-# Paused, the job is still there when the next run comes, as one is that trains for hours.
-PAUSE = "sudo docker pause training-digits"
+# Paused, the job cannot end before the deploy is killed. Then it goes on by itself, as the host's own, and the next deploy finds it at work
+# or done.
+PAUSE, GO_ON = (f"sudo docker {what} training-digits" for what in ("pause", "unpause"))
 
 
 def main() -> None:
@@ -28,6 +29,8 @@ def main() -> None:
         if deploy.poll() is None:
             kill_all(deploy.pid)
             deploy.wait()
+        if trains:
+            cloud.ssh(GO_ON)
         if not trains:
             output.seek(0)
             said = output.read().splitlines()[-40:]
