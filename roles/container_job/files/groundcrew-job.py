@@ -63,6 +63,8 @@ OVERLAP, TIMEOUT, USAGE, CONFIGURATION = 75, 124, 64, 78
 # What the job gets between SIGTERM and SIGKILL.
 STOP_SECONDS = 10
 HEARTBEAT_SECONDS = 30
+# What a job only notes: a commit, or another version that serves, makes no checkpoint worthless.
+NOTES = ("CODE_REVISION", "LIVE_VERSION")
 # How often a run that the host cut off is taken up again.
 RESUMES = 3
 
@@ -503,9 +505,8 @@ class Run:
         command or environment it would be taken up by something that it does not belong to.
         """
         work = Path(self.spec["work"])
-        parts = {
-            key: self.spec.get(key) for key in ("image", "conda_environment", "command", "env")
-        }
+        parts = {key: self.spec.get(key) for key in ("image", "conda_environment", "command")}
+        parts["env"] = {key: text for key, text in self.spec["env"].items() if key not in NOTES}
         maker = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         if not self.spec["keep_work"] or load_state(self.job).get("work_of") != maker:
             shutil.rmtree(work, ignore_errors=True)
