@@ -222,16 +222,18 @@ def test_an_idle_training_host_switches_off_and_the_next_job_starts_it():
     name = "test-training-1"
     may_sleep = ["-e", json.dumps({"training_idle_stop_minutes": 30})]
 
-    def runs():
-        return cloud.docker("inspect", "--format", "{{.State.Running}}", name) == "true"
+    def state(what):
+        return cloud.docker("inspect", "--format", f"{{{{.State.{what}}}}}", name)
 
+    before = state("StartedAt")
     # As its timer would, half an hour after the last job and the last login. The host takes the command itself along.
     leave = "pkill -f 'sshd: [g]roundcrew'; sleep 1; groundcrew-job stop-when-idle --minutes 0"
     subprocess.run(
         ["/usr/bin/docker", "exec", name, "sh", "-c", leave], capture_output=True, check=False
     )
     deadline = time.monotonic() + 60
-    while runs():
+    # Docker starts such a container again, where EC2 stops the instance.
+    while state("StartedAt") == before:
         assert time.monotonic() < deadline, "waited 60 s for the host to switch itself off"
         time.sleep(0.5)
     # What the account says of such an instance.
@@ -245,7 +247,7 @@ def test_an_idle_training_host_switches_off_and_the_next_job_starts_it():
     assert refused.returncode != 0 and f"{name} is gone" in refused.stdout + refused.stderr
     done = cloud.playbook("playbooks/train.yml", *may_sleep)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert runs()
+    assert state("Running") == "true"
     assert on(name).service("groundcrew-idle-stop.timer").is_running
 
 
