@@ -64,7 +64,9 @@ _GATE: dict[str, Any] = {
 # What the runner on a host imports of this package.
 RUNNER_FILES = ("__init__.py", "errors.py", "schedule.py")
 # What ends a run for good, because another attempt would end the same way.
-BATCH_STATUSES = {"4": "held back: LATEST stays where it was"}
+BATCH_STATUSES = {
+    "4": "held back: LATEST stays where it was; playbooks/batch.yml -e accept=yes moves it"
+}
 TRAINING_STATUSES = {"3": "refused by the gate: nothing was published"}
 
 _MEMORY = re.compile(r"[1-9][0-9]*[bkmg]", re.IGNORECASE)
