@@ -14,11 +14,8 @@ its time in code that lets go of the interpreter (pyarrow, numpy), not in a loop
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +24,9 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from groundcrew import batch_store, objects
-from groundcrew.errors import GroundcrewError
 
 T = TypeVar("T")
 
-_PART = re.compile(r"part-([0-9]{5,})\.parquet\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 _UNCHANGED = frozenset({"304", "NotModified"})
 # A run that cannot be loaded is read again after so many polls at most, as long as LATEST names it: it may be large.
 _MOST_POLLS_WAITED = 32
@@ -67,10 +60,7 @@ class Incoming:
     @property
     def names(self) -> list[str]:
         """The part files, in order."""
-        found = [
-            (int(match[1]), name) for name in self.manifest["files"] if (match := _PART.match(name))
-        ]
-        return [name for _, name in sorted(found)]
+        return batch_store.part_names(self.manifest)
 
     def parts(self) -> Iterator[bytes]:
         """The bytes of each part (Parquet), in order and verified. Raises GroundcrewError when one is missing or differs."""
@@ -88,22 +78,11 @@ class Incoming:
                 self._part(name)
 
     def _part(self, name: str) -> bytes:
-        key = batch_store.run_prefix(self.job, self.run_id) + name
-        where = f"s3://{self.bucket}/{key}"
-        stored = objects.get(self.client, self.bucket, key)
-        if stored is None:
-            raise GroundcrewError(
-                f"{where} is missing although the manifest lists it; run the batch job {self.job!r} again"
-            )
-        expected = self.manifest["files"][name]
-        digest = hashlib.sha256(stored.data).hexdigest()
-        if digest != expected["sha256"] or len(stored.data) != expected["size"]:
-            raise GroundcrewError(
-                f"{where} has sha256 {digest} and {len(stored.data)} bytes, the manifest expects {expected['sha256']} and "
-                f"{expected['size']} bytes; run the batch job {self.job!r} again"
-            )
+        data = batch_store.read_part(
+            self.client, self.bucket, self.job, self.run_id, self.manifest, name
+        )
         self._verified.add(name)
-        return stored.data
+        return data
 
 
 @dataclass(frozen=True)
@@ -237,7 +216,8 @@ class Reloader(Generic[T]):
                 raise LookupError("LATEST is gone")
             self._problem = None
             return None
-        latest = self._parsed(data)
+        key = batch_store.latest_key(self._job)
+        latest = batch_store.parse_latest(data, f"s3://{self._bucket}/{key}")
         if held and latest.run_id < held.run_id:  # run ids sort by time
             raise LookupError(f"LATEST names run {latest.run_id}, which is older")
         if held and latest.run_id == held.run_id:
@@ -292,26 +272,10 @@ class Reloader(Generic[T]):
                 return None
             if code == "NoSuchBucket":
                 raise objects.missing_bucket(self._bucket) from error
-            if code in _MISSING:
+            if code in objects.MISSING:
                 return None, None
             raise
         return answer["Body"].read(), str(answer["ETag"])
-
-    def _parsed(self, data: bytes) -> batch_store.Latest:
-        try:
-            document = json.loads(data)
-            latest = batch_store.Latest(
-                batch_store.check_run_id(document["run"]), document["manifest_sha256"]
-            )
-            valid = bool(_SHA256.match(latest.manifest_sha256))
-        except (ValueError, TypeError, KeyError, GroundcrewError):
-            valid = False
-        if not valid:
-            raise GroundcrewError(
-                f"s3://{self._bucket}/{batch_store.latest_key(self._job)} is malformed: {data[:80]!r}; run the batch job again, "
-                "it replaces the file"
-            )
-        return latest
 
     def _report(self, problem: str) -> None:
         self.failures += 1

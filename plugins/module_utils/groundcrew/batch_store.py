@@ -38,7 +38,6 @@ _RUN = re.compile(r"[0-9]{8}T[0-9]{6}Z(-[a-z0-9]+)?\Z")
 _PART = re.compile(r"part-[0-9]{5,}\.parquet\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _LATEST_ATTEMPTS = 10
-_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,7 @@ def read_pointer(client: Any, bucket: str, job: str) -> Latest | None:
     """What LATEST names, or None when the job has never finished a run. Raises GroundcrewError when
     it is malformed."""
     stored = objects.get(client, bucket, latest_key(job))
-    return (
-        None if stored is None else _parse_latest(stored.data, f"s3://{bucket}/{latest_key(job)}")
-    )
+    return None if stored is None else parse_latest(stored.data, f"s3://{bucket}/{latest_key(job)}")
 
 
 def read_latest(client: Any, bucket: str, job: str, max_parts: int | None = None) -> Run | None:
@@ -139,23 +136,37 @@ def read_run(
             f"{latest.manifest_sha256}; {_again(job)}"
         )
     manifest = _parse_manifest(stored.data, source + "manifest.json")
-    names = sorted((name for name in manifest["files"] if _PART.match(name)), key=_part_number)
-    parts = []
-    for name in names[:max_parts]:
-        part = objects.get(client, bucket, prefix + name)
-        if part is None:
-            raise GroundcrewError(
-                f"{source}{name} is missing although the manifest lists it; {_again(job)}"
-            )
-        expected = manifest["files"][name]
-        digest = hashlib.sha256(part.data).hexdigest()
-        if digest != expected["sha256"] or len(part.data) != expected["size"]:
-            raise GroundcrewError(
-                f"{source}{name} has sha256 {digest} and {len(part.data)} bytes, the manifest "
-                f"expects {expected['sha256']} and {expected['size']} bytes; {_again(job)}"
-            )
-        parts.append(part.data)
+    parts = [
+        read_part(client, bucket, job, latest.run_id, manifest, name)
+        for name in part_names(manifest)[:max_parts]
+    ]
     return Run(run_id=latest.run_id, manifest=manifest, parts=parts, manifest_sha256=found)
+
+
+def part_names(manifest: Mapping[str, Any]) -> list[str]:
+    """The part files of a run, in order."""
+    return sorted((name for name in manifest["files"] if _PART.match(name)), key=_part_number)
+
+
+def read_part(
+    client: Any, bucket: str, job: str, run_id: str, manifest: Mapping[str, Any], name: str
+) -> bytes:
+    """One part file, verified against the run's manifest. Raises GroundcrewError when it is missing
+    or differs."""
+    key = run_prefix(job, run_id) + name
+    part = objects.get(client, bucket, key)
+    if part is None:
+        raise GroundcrewError(
+            f"s3://{bucket}/{key} is missing although the manifest lists it; {_again(job)}"
+        )
+    expected = manifest["files"][name]
+    digest = hashlib.sha256(part.data).hexdigest()
+    if digest != expected["sha256"] or len(part.data) != expected["size"]:
+        raise GroundcrewError(
+            f"s3://{bucket}/{key} has sha256 {digest} and {len(part.data)} bytes, the manifest "
+            f"expects {expected['sha256']} and {expected['size']} bytes; {_again(job)}"
+        )
+    return part.data
 
 
 def _again(job: str) -> str:
@@ -170,7 +181,8 @@ def _part_number(name: str) -> int:
     return int(name[len("part-") : -len(".parquet")])
 
 
-def _parse_latest(data: bytes, source: str) -> Latest:
+def parse_latest(data: bytes, source: str) -> Latest:
+    """What the bytes of a LATEST name. Raises GroundcrewError, which names ``source``."""
     try:
         document = json.loads(data)
         run_id, digest = document["run"], document["manifest_sha256"]
@@ -271,7 +283,7 @@ class BatchWriter:
         try:
             answer = self.client.get_object(Bucket=self.bucket, Key=key)
         except self.client.exceptions.ClientError as error:
-            if objects.error_code(error) in _MISSING:
+            if objects.error_code(error) in objects.MISSING:
                 return None
             raise
         told = answer.get("Metadata", {})
@@ -374,7 +386,7 @@ def move_latest(
         stored = objects.get(client, bucket, key)
         if stored is not None:
             try:
-                current = _parse_latest(stored.data, key)
+                current = parse_latest(stored.data, key)
             except GroundcrewError:
                 current = None
             if current is not None and current.run_id > run_id:

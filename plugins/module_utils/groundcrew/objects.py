@@ -17,7 +17,8 @@ from typing import Any
 
 from .errors import GroundcrewError
 
-_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+# What S3 answers for an object that is not there.
+MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 # 409 is S3's answer while another conditional write of the same key is in progress.
 _CONFLICT = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
 
@@ -110,7 +111,7 @@ def get(client: Any, bucket: str, key: str) -> StoredObject | None:
         code = error_code(error)
         if code == "NoSuchBucket":
             raise missing_bucket(bucket) from error
-        if code in _MISSING:
+        if code in MISSING:
             return None
         raise
     return StoredObject(data=answer["Body"].read(), etag=str(answer["ETag"]))
@@ -146,7 +147,7 @@ def put(
         code = error_code(error)
         if code == "NoSuchBucket":
             raise missing_bucket(bucket) from error
-        if condition and (code in _CONFLICT or (etag is not None and code in _MISSING)):
+        if condition and (code in _CONFLICT or (etag is not None and code in MISSING)):
             raise ConflictError(
                 f"s3://{bucket}/{key} was written by somebody else in the meantime"
             ) from error

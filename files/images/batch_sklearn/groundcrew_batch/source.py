@@ -28,7 +28,7 @@ from .progress import Progress
 SUFFIXES = (".csv", ".parquet")
 _S3 = re.compile(r"s3://([^/]+)/(.*)\Z", re.DOTALL)
 _BLOCK = 1 << 20
-_MISSING = ("NoSuchKey", "NoSuchBucket", "404", "NotFound")
+_MISSING = objects.MISSING | {"NoSuchBucket"}
 _CHANGED = ("412", "PreconditionFailed")
 
 
