@@ -82,7 +82,7 @@ def main():
             if not module.check_mode:
                 for container in containers.values():
                     local.remove(container)
-                local.remove_data()
+                local.remove_kept()
             module.exit_json(
                 changed=bool(containers), created=[], removed=sorted(containers), instances={}
             )

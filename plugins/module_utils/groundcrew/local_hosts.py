@@ -10,6 +10,7 @@ import io
 import socket
 import tarfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,18 +232,19 @@ class LocalHosts:
     def bake(self, container: Any, image_id: str, fleet: str) -> None:
         """Make an image of a host, for instances that are started from this machine image; the fleet's older ones go."""
         labels = {f"{LABEL}.environment": self.environment, f"{LABEL}.baked": fleet}
-        self._forget_baked(labels)
+        self._forget_baked(fleet)
         changes = "\n".join(f"LABEL {key}={value}" for key, value in labels.items())
         container.commit(BAKED, image_id, changes=changes)
         (engine,) = [m["Name"] for m in container.attrs["Mounts"] if m["Destination"] == ENGINE]
         kept = self.docker.volumes.create(f"{LABEL}-machine-{image_id}", labels=labels)
         self._copy(f"{BAKED}:{image_id}", engine, kept.name)
 
-    def _forget_baked(self, labels: dict[str, str]) -> None:
-        """Remove older images, but those that hosts run."""
-        from docker.errors import APIError
+    def _forget_baked(self, fleet: str = "") -> None:
+        """Remove the machine images of a fleet, or of all, but those that hosts run."""
+        from docker.errors import APIError, NotFound
 
-        wanted = {"label": [f"{key}={value}" for key, value in labels.items()]}
+        baked = f"{LABEL}.baked={fleet}" if fleet else f"{LABEL}.baked"
+        wanted = {"label": [f"{LABEL}.environment={self.environment}", baked]}
         for older in self.docker.images.list(filters=wanted):
             tags = list(older.tags)
             try:
@@ -252,7 +254,9 @@ class LocalHosts:
                     raise
                 continue
             for tag in tags:
-                self.docker.volumes.get(f"{LABEL}-machine-{tag.rpartition(':')[2]}").remove()
+                # A run that was cut off between the two leaves an image without its volume.
+                with suppress(NotFound):
+                    self.docker.volumes.get(f"{LABEL}-machine-{tag.rpartition(':')[2]}").remove()
 
     def _baked(self, instance: Instance) -> str:
         """The id of the instance's machine image if it was baked here; otherwise nothing."""
@@ -293,8 +297,9 @@ class LocalHosts:
         self.docker.volumes.create(name, labels={f"{LABEL}.environment": self.environment})
         return [f"{name}:{host['data_directory']}"]
 
-    def remove_data(self) -> None:
-        """Remove every data volume of the environment."""
+    def remove_kept(self) -> None:
+        """Remove what outlives the environment's containers: machine images and every volume."""
+        self._forget_baked()
         label = {"label": f"{LABEL}.environment={self.environment}"}
         for volume in self.docker.volumes.list(filters=label):
             volume.remove()

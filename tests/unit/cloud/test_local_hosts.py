@@ -7,7 +7,7 @@ import threading
 from typing import Any, ClassVar
 
 import pytest
-from docker.errors import APIError
+from docker.errors import APIError, NotFound
 from groundcrew.errors import GroundcrewError
 from groundcrew.local_hosts import (
     HOST_CONFIG,
@@ -216,7 +216,13 @@ class BakingEngine:
                 return Volume(engine, name)
 
             def get(self, name: str) -> Volume:
+                if name not in engine.kept:
+                    raise NotFound(f"get {name}: no such volume")
                 return Volume(engine, name)
+
+            def list(self, filters: Any) -> list[Volume]:
+                assert filters == {"label": "groundcrew.environment=test"}
+                return [Volume(engine, name) for name in list(engine.kept)]
 
         class Containers:
             attrs: ClassVar = {"Mounts": [{"Name": "anonymous", "Destination": "/var/lib/docker"}]}
@@ -271,3 +277,17 @@ def test_baking_replaces_older_images_but_those_that_hosts_run() -> None:
     assert set(engine.baked) == {"ami-1", "ami-3"}
     assert set(engine.kept) == {"groundcrew-machine-ami-1", "groundcrew-machine-ami-3"}
     assert engine.kept["groundcrew-machine-ami-3"] == "anonymous, copied"
+
+
+def test_an_image_without_its_volume_hinders_nobody() -> None:
+    engine = BakingEngine(BakedImage("ami-1", used=False))
+    engine.kept.clear()
+    LocalHosts(engine, "test", "net").bake(engine.containers, "ami-2", "web")
+    assert set(engine.baked) == {"ami-2"} and set(engine.kept) == {"groundcrew-machine-ami-2"}
+
+
+def test_machine_images_go_with_their_environment() -> None:
+    engine = BakingEngine(BakedImage("ami-1", used=False))
+    engine.kept["groundcrew-test-a-data"] = "rows"
+    LocalHosts(engine, "test", "net").remove_kept()
+    assert not engine.baked and not engine.kept
