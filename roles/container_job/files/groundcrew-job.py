@@ -10,8 +10,8 @@
     groundcrew-job cron JOB                what /etc/cron.d says: run it if a time has come, be quiet
     groundcrew-job catch-up                at boot: what was cut off, and what was due meanwhile
     groundcrew-job stop-when-idle --minutes N   switch the host off when nobody needs it
-    groundcrew-job deploy                  pull the images; --run-now also runs every job that has not
-                                           succeeded as it is declared now; --check only tells
+    groundcrew-job deploy                  pull the images of scheduled jobs; --run-now also runs every job
+                                           that has not succeeded as it is declared now; --check only tells
 
 A job is /etc/groundcrew/jobs/<job>.json. One run at a time; a run that fails is repeated, and all of
 it ends after the job's timeout. What happened is in three places: /var/log/groundcrew/jobs/<job>.log
@@ -659,7 +659,7 @@ def catch_up() -> int:
 
 
 def deploy(start: bool, check: bool, family: str, known: dict[str, Any]) -> int:
-    """Bring the images and, with start, a first success of every job. Prints one JSON object.
+    """Bring images and, with start, a first success of every job. Prints one JSON object.
 
     known: job to what the store says of its last success, for a host that has forgotten.
     """
@@ -668,15 +668,6 @@ def deploy(start: bool, check: bool, family: str, known: dict[str, Any]) -> int:
         spec = load_spec(job)
         if family and spec["family"] != family:
             continue
-        image = spec.get("image")
-        if image and _quiet("docker", "image", "inspect", image).returncode:
-            pulled = None if check else _quiet("docker", "pull", "--quiet", image)
-            if pulled is not None and pulled.returncode:
-                fault = pulled.stderr.strip() or f"exit status {pulled.returncode}"
-                report["failed"].append(f"{job}: cannot pull {image}: {fault}")
-                continue
-            report["changed"] = True
-            report["actions"].append(f"{job}: {'would pull' if check else 'pulled'} {image}")
         state = load_state(job)
         if not check and (not state.get("declared") or not Path(spec["textfile"]).exists()):
             # A job that is declared now is not late for the times before.
@@ -687,9 +678,21 @@ def deploy(start: bool, check: bool, family: str, known: dict[str, Any]) -> int:
                 if due := moment_of(success["run"]):
                     state["declared"] = int(due.timestamp())
             keep(spec, state)
-        if not start:
-            continue
-        why, due = wanted(spec, state if not check else {"success": known.get(job), **state})
+        why, due = "", None
+        if start:
+            why, due = wanted(spec, state if not check else {"success": known.get(job), **state})
+        image = spec.get("image")
+        # Nobody watches a scheduled run. Who starts one by hand sees Docker pull the image, and a host
+        # that comes back to jobs that are done needs to wait for no image.
+        needed = why or spec.get("schedule")
+        if image and needed and _quiet("docker", "image", "inspect", image).returncode:
+            pulled = None if check else _quiet("docker", "pull", "--quiet", image)
+            if pulled is not None and pulled.returncode:
+                fault = pulled.stderr.strip() or f"exit status {pulled.returncode}"
+                report["failed"].append(f"{job}: cannot pull {image}: {fault}")
+                continue
+            report["changed"] = True
+            report["actions"].append(f"{job}: {'would pull' if check else 'pulled'} {image}")
         if not why:
             continue
         if check:
@@ -835,7 +838,9 @@ def main(arguments: list[str]) -> int:
         by_hand.add_argument(option, dest=target, type=date.fromisoformat, metavar="YYYY-MM-DD")
     by_hand.add_argument("--again", action="store_true", help="also what is complete already")
     by_hand.add_argument("--accept", action="store_true", help="although it is held back")
-    deploying = commands.add_parser("deploy", help="pull images, run what has not succeeded yet")
+    deploying = commands.add_parser(
+        "deploy", help="pull what cron needs, run what has not succeeded"
+    )
     deploying.add_argument("--family", default="", help="only jobs of this family")
     deploying.add_argument("--run-now", action="store_true")
     deploying.add_argument("--check", action="store_true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -129,3 +130,38 @@ def test_a_job_in_a_conda_environment_is_confined_too():
     ):
         assert f"--property={wanted}" in arguments
     assert "--property=EnvironmentFile=/etc/aws.env" in arguments
+
+
+@pytest.mark.parametrize(
+    ("schedule", "success", "pulled"),
+    [
+        ("30 2 * * *", {"model": "digits", "version": "1"}, [IMAGE]),
+        # Done and by hand: whoever starts it again sees the pull.
+        ("", {"model": "digits", "version": "1"}, []),
+        ("", None, [IMAGE]),
+    ],
+)
+def test_a_deployment_pulls_what_cron_or_it_itself_will_run(
+    schedule, success, pulled, monkeypatch, tmp_path, capsys
+):
+    textfile = tmp_path / "x.prom"
+    textfile.touch()
+    spec = {**SPEC, "schedule": schedule, "textfile": str(textfile), "timeout_seconds": 9}
+    state = {"declared": int(datetime.now(UTC).timestamp()), "success": success}
+    asked = []
+
+    def docker(*words):
+        asked.append(words)
+        return type("Answer", (), {"returncode": words[1] == "image", "stderr": ""})()
+
+    monkeypatch.setattr(runner, "all_jobs", lambda: ["batch-nightly"])
+    monkeypatch.setattr(runner, "load_spec", lambda job: spec)
+    monkeypatch.setattr(runner, "load_state", lambda job: state)
+    monkeypatch.setattr(runner, "_quiet", docker)
+    monkeypatch.setattr(runner, "locked", lambda job, wait_seconds: nullcontext(True))
+    monkeypatch.setattr(runner, "Log", lambda job, quiet: None)
+    monkeypatch.setattr(runner, "Log", lambda job, quiet: None)
+    monkeypatch.setattr(runner, "Run", lambda *arguments: lambda: 0)
+    assert runner.deploy(start=True, check=False, family="batch", known={}) == 0
+    assert [words[-1] for words in asked if words[1] == "pull"] == pulled
+    assert ("ran" in capsys.readouterr().out) == (success is None)
