@@ -6,6 +6,7 @@ The tests run in order and each leaves both environments as their locks say.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ HERE = "/opt/groundcrew/conda"
 ENVS = f"{HERE}/envs"
 DIGITS, TOOLS = "digits_local", "tools_local"
 SITE = "lib/python3.11/site-packages"
+BUCKET = "groundcrew-test-store"
 CHANNEL = ROOT / "tests/conda_channel"
 # As `ansible-playbook playbooks/drift.yml` would have them from an inventory.
 INVENTORY = {
@@ -93,45 +95,48 @@ def test_pip_install_is_refused_with_what_to_do_instead(host):
     assert written.rc != 0
 
 
-def test_digits_batch_job_runs_on_the_host_in_the_environment(host):
-    """The example's own training and batch job, on the host's own packages: no container."""
-    bucket = cloud.client("s3")
-    if not [b for b in bucket.list_buckets()["Buckets"] if b["Name"] == "groundcrew-test-store"]:
-        bucket.create_bucket(Bucket="groundcrew-test-store")
-    for source in (
-        "plugins/module_utils/groundcrew",
-        "files/images/prediction_front/groundcrew_prediction",
-        "files/images/batch_sklearn/groundcrew_batch",
-        "files/example/training/train.py",
-        "files/example/training/network.py",
+def test_training_and_batch_jobs_of_the_inventory_run_without_a_container(host):
+    """The daily playbooks with jobs in an environment: trained, published and predicted by real packages."""
+    store = cloud.client("s3")
+    keys = (
+        f"AWS_ENDPOINT_URL={cloud.ENDPOINT}\nAWS_ACCESS_KEY_ID=embedded\n"
+        "AWS_SECRET_ACCESS_KEY=embedded\nAWS_DEFAULT_REGION=us-east-1\n"
+    )
+    # The baseline, which writes this, belongs to another scenario.
+    host.check_output(f"install -D -m 0600 /dev/stdin /etc/groundcrew/aws.env <<'END'\n{keys}END")
+    here = {"conda_environment": DIGITS, "model": "conda_digits", "version": "1"}
+    training = {
+        "conda_digits": {
+            **here,
+            "code": "files/example/training",
+            "command": ["python", "train.py"],
+            "gate": {"metric": "accuracy", "minimum": 0.95},
+        }
+    }
+    batch = {
+        "conda_digits": {
+            **here,
+            "input": "data/digits/holdout.csv",
+            "schedule": "30 2 * * *",
+        }
+    }
+    for playbook, jobs in (
+        ("train.yml", {"training_jobs": training}),
+        ("deploy_batch.yml", {"batch_jobs": batch}),
     ):
-        host.run("mkdir -p /srv/job")
-        cloud.docker("cp", str(ROOT / source), f"{cloud.HOST}:/srv/job/")
-    environment = (
-        f"AWS_ENDPOINT_URL={cloud.ENDPOINT} AWS_ACCESS_KEY_ID=embedded AWS_SECRET_ACCESS_KEY=embedded"
-        " AWS_DEFAULT_REGION=us-east-1 STORE_BUCKET=groundcrew-test-store MODEL_NAME=conda_digits MODEL_VERSION=1"
-        " PYTHONPATH=/srv/job PYTHONDONTWRITEBYTECODE=1"
-    )
-    trained = host.run(
-        f"env {environment} GATE_MINIMUM=0.95 CODE_REVISION=test CLAIM_OWNER=test-1 IMAGE_DIGEST=none"
-        f" in-env {DIGITS} python /srv/job/train.py"
-    )
-    assert trained.rc == 0 or "is already" in trained.stderr, trained.stderr[-2000:]
-    host.run(
-        f"env {environment} in-env {DIGITS} python -c \"import os, boto3; c = boto3.client('s3');"
-        " d = '/srv/models/conda_digits/1/'; os.makedirs(d, exist_ok=True);"
-        " found = c.list_objects_v2(Bucket='groundcrew-test-store', Prefix='models/conda_digits/1/')['Contents'];"
-        " [c.download_file('groundcrew-test-store', o['Key'], d + o['Key'].rsplit('/')[-1])"
-        " for o in found if 'claim' not in o['Key']]\""
-    )
-    done = host.run(
-        f"env {environment} JOB=conda_digits MODEL_DIRECTORY=/srv/models/conda_digits/1"
-        " INPUT=s3://groundcrew-test-store/data/digits/holdout.csv"
-        f" in-env {DIGITS} python -m groundcrew_batch run"
-    )
-    assert done.rc == 0, done.stdout[-1000:] + done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["rows"] == result["predicted"] == 360 and result["rejected"] == 0
+        done = cloud.playbook(f"playbooks/{playbook}", "-e", json.dumps(jobs))
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert host.check_output("docker ps -aq 2>/dev/null || true") == ""
+
+    def stored(key):
+        return json.loads(store.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+
+    model = stored("models/conda_digits/1/manifest.json")
+    assert model["metrics"]["accuracy"] >= 0.95
+    assert re.fullmatch("[0-9a-f]{64}", model["environment_fingerprint"]) and not model["image"]
+    latest = stored("predictions/conda_digits/LATEST")
+    run = stored(f"predictions/conda_digits/{latest['run']}/manifest.json")
+    assert run["rows"] == 360 and run["rejected"] == 0
 
 
 def test_cron_writes_the_metric_that_alerts_read(host):
