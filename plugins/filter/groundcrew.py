@@ -29,7 +29,7 @@ from groundcrew import (  # noqa: E402
 )
 from groundcrew.conda import declared, lock  # noqa: E402
 from groundcrew.errors import GroundcrewError  # noqa: E402
-from groundcrew.inventory import faults, unedited  # noqa: E402
+from groundcrew.inventory import faults, fleet_faults, unedited  # noqa: E402
 from groundcrew.service_map import parse_services  # noqa: E402
 from groundcrew.services import (  # noqa: E402
     application_service,
@@ -84,6 +84,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "inventory_faults": faults,
+            "fleet_faults": _filter(fleet_faults),
             "inventory_unedited": unedited,
             "conda_environment_names": _filter(declared.names),
             "conda_locks": _filter(lock.deployable),

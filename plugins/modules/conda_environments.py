@@ -36,6 +36,7 @@ environments:
   returned: always
 platform: {description: "Conda's name for the platform of the host.", type: str, returned: always}
 tools_missing: {description: Tools that are not there., type: list, elements: str, returned: always}
+settings_differ: {description: Whether the host has kept other channels, pip index or linking than these., type: bool, returned: always}
 pruned: {description: Builds that were removed., type: list, elements: str, returned: always}
 machine: {description: "What the machine image brings: system, driver, CUDA, a Conda or PyTorch of its own.", type: dict, returned: always}
 """
@@ -47,15 +48,34 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.groundcrew import fingerprint
 from ansible.module_utils.groundcrew.conda import drift, environments, tools
-from ansible.module_utils.groundcrew.conda.layout import Layout, machine_platform, write_json
+from ansible.module_utils.groundcrew.conda.layout import (
+    Layout,
+    machine_platform,
+    read_json,
+    write_json,
+)
 from ansible.module_utils.groundcrew.errors import GroundcrewError
+
+SETTINGS = "settings.json"
+
+
+def wanted_settings(parameters):
+    return {key: parameters[key] for key in ("channels", "pip_index", "hard_links")}
+
+
+def kept_settings(layout):
+    try:
+        return read_json(layout.root / SETTINGS)
+    except GroundcrewError:
+        # A damaged file is written anew.
+        return None
 
 
 def ensure(layout, parameters):
     """Bring all of them there; the outcomes so far are in the error when one fails."""
-    settings = {key: parameters[key] for key in ("channels", "pip_index", "hard_links")}
+    settings = wanted_settings(parameters)
     # For `groundcrew-conda heal`; a channel's address may hold a password.
-    write_json(layout.root / "settings.json", settings, mode=0o600)
+    write_json(layout.root / SETTINGS, settings, mode=0o600)
     outcomes = []
     for wanted in parameters["environments"]:
         name = wanted["name"]
@@ -99,10 +119,16 @@ def main():
     )
     parameters = module.params
     layout = Layout(Path(parameters["root"]))
-    result = {"machine": fingerprint.machine(), "pruned": [], "tools_missing": []}
+    result = {
+        "machine": fingerprint.machine(),
+        "pruned": [],
+        "tools_missing": [],
+        "settings_differ": False,
+    }
     try:
         platform = result["platform"] = machine_platform()
         result["tools_missing"] = tools.missing(layout, parameters["tools"])
+        result["settings_differ"] = kept_settings(layout) != wanted_settings(parameters)
         if module.check_mode:
             outcomes = [
                 environments.plan(layout, wanted["name"], wanted["lock"], platform)
@@ -123,7 +149,9 @@ def main():
         module.fail_json(msg=str(error), **result)
     changed = [outcome for outcome in outcomes if outcome.changed]
     module.exit_json(
-        changed=bool(changed or result["tools_missing"] or result["pruned"]),
+        changed=bool(
+            changed or result["tools_missing"] or result["pruned"] or result["settings_differ"]
+        ),
         environments=[asdict(outcome) for outcome in outcomes],
         diff={
             "before": "".join(f"{o.name} {o.before or 'absent'}\n" for o in changed),

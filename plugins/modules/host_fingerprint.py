@@ -14,6 +14,7 @@ options:
 RETURN = r"""
 digest: {description: SHA-256 over the parts., type: str, returned: always}
 parts: {description: "What it is made of, such as package/openssl: 3.0.17.", type: dict, returned: always}
+environments: {description: Conda environment to the SHA-256 over its own parts., type: dict, returned: always}
 releases: {description: "Running services and their releases; these are the host's own, so not in it.", type: dict, returned: always}
 """
 
@@ -36,6 +37,7 @@ def main():
         changed=False,
         digest=fingerprint.digest(parts),
         parts=parts,
+        environments=fingerprint.environments(parts),
         releases=fingerprint.releases(),
     )
 

@@ -3,6 +3,11 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of the code.
+settings.register_profile("groundcrew", deadline=None)
+settings.load_profile("groundcrew")
 
 
 @pytest.fixture(autouse=True, scope="module")

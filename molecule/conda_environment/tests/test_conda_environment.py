@@ -296,6 +296,16 @@ def test_package_that_is_damaged_in_cache_and_channel_is_refused(host, kept):
     assert host.run(f"groundcrew-conda heal {TOOLS}").rc == 0
 
 
+def test_another_mirror_reaches_the_host_though_nothing_is_built(host):
+    channels = {"local": "file:///srv/conda_channel"}
+    done, output = converge(conda_environment_channels={**channels, "spare": "file:///srv/spare"})
+    assert done.returncode == 0 and "changed=1 " in output, output[-1500:]
+    kept = json.loads(host.check_output(f"cat {HERE}/settings.json"))
+    assert kept["channels"]["spare"] == "file:///srv/spare"
+    done, output = converge()
+    assert done.returncode == 0 and "changed=1 " in output, output[-1500:]
+
+
 def test_unreachable_channel_says_which_and_what_to_edit(host, kept):
     host.check_output(
         f"rm -r {HERE}/cache/archives/*/six-1.17*; sed -i s,file:///srv/conda_channel,http://127.0.0.1:9, {HERE}/settings.json"

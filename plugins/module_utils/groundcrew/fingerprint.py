@@ -47,6 +47,15 @@ def digest(of: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(of), sort_keys=True).encode()).hexdigest()
 
 
+def environments(of: Mapping[str, str]) -> dict[str, str]:
+    """Conda environment -> SHA-256 over its own parts, which nothing else on the host changes."""
+    own: dict[str, dict[str, str]] = {}
+    for part, value in of.items():
+        if part.startswith(ENVIRONMENT_PARTS):
+            own.setdefault(part.split("/")[1], {})[part] = value
+    return {name: digest(parts) for name, parts in own.items()}
+
+
 def machine(filesystem: Path = Path("/")) -> dict[str, str]:
     """What the machine image brings: system, GPU driver, CUDA, and a Conda or PyTorch of its own (Deep Learning AMIs)."""
     found = {}

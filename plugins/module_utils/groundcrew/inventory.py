@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from .service_map import nearest
+
+# What a fleet of the inventory may say; `memory` is for hosts that are containers.
+FLEET_KEYS = (
+    "instance_type",
+    "machine_image",
+    "root_volume_gb",
+    "data_volume_gb",
+    "spot",
+    "memory",
+)
 
 
 def declared(text: str) -> Iterator[tuple[str, str | None, int]]:
@@ -50,6 +62,19 @@ def unedited(text: str, path: str) -> list[str]:
         if colon and re.search(r"\bEDIT\b", rest):
             found.append(f"{path}:{number}: {key.strip()}: {comment.strip() or 'give it a value'}")
     return found
+
+
+def fleet_faults(fleets: Mapping[str, Mapping[str, Any]], path: str) -> list[str]:
+    """Keys that no fleet has, one line each; a misspelt one would silently take its default.
+
+    ``fleets`` is fleet to its keys, ``path`` the file that has them.
+    """
+    return [
+        f"{path}: fleet {name} has an unknown key '{key}'.{nearest(str(key), FLEET_KEYS)}"
+        for name, keys in fleets.items()
+        for key in keys or {}
+        if key not in FLEET_KEYS
+    ]
 
 
 def faults(text: str, network: str, path: str) -> list[str]:

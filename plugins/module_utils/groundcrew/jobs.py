@@ -235,8 +235,8 @@ def training_jobs(
     later ones may need what the earlier ones publish.
 
     Arguments as for :func:`batch_jobs`; settings has besides code_revision, live (model to the
-    version that serves), published (model to the versions that the store has) and fingerprint (of the
-    host's environments).
+    version that serves), published (model to the versions that the store has) and fingerprints (Conda
+    environment to its own).
     """
     specifications = []
     for job in _mine(jobs, "training", _TRAINING, file, peers, host):
@@ -271,7 +271,9 @@ def training_jobs(
         if job["image"]:
             env["IMAGE_DIGEST"] = specification["image"].rsplit("@", 1)[-1]
         else:
-            env["ENVIRONMENT_FINGERPRINT"] = settings["fingerprint"]
+            env["ENVIRONMENT_FINGERPRINT"] = settings["fingerprints"].get(
+                job["conda_environment"], ""
+            )
         specification.update(
             what=f"model {job['model']} version {job['version']}",
             command=job["command"] or [],

@@ -272,6 +272,8 @@ def prediction_service(
         "MODEL_NAME": model,
         "MODEL_VERSION": version,
         "MODEL_DIRECTORY": target,
+        # A restart checks it too: a folder that was swapped whole is right in itself.
+        **({"MODEL_MANIFEST_SHA256": str(manifest)} if manifest else {}),
     }
     service: dict[str, Any] = {
         "name": variant["name"],

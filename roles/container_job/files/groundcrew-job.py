@@ -400,6 +400,8 @@ class Run:
             "heartbeat": started,
             "exit_status": None,
             "resumes": before.get("resumes", 0) + 1 if cut_off and before["run"] == self.run else 0,
+            # Whoever takes up what was cut off has to be told as much.
+            "extra": self.extra,
         }
         # Until this run has ended, the metrics tell how the one before ended.
         self.before = {key: before.get(key) for key in ("exit_status", "duration_seconds")}
@@ -654,7 +656,7 @@ def catch_up() -> int:
                     log.event("given_up", f"run {state['run']} was cut off {RESUMES + 1} times")
                     keep(spec, {**state, "exit_status": 1, "finished": int(time.time())})
                     continue
-                worst = max(worst, Run(spec, log, None, state["run"])())
+                worst = max(worst, Run(spec, log, None, state["run"], state.get("extra"))())
     return worst
 
 

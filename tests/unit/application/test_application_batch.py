@@ -12,7 +12,7 @@ from application_support import BUCKET, JOB, PROBABILITIES, MemoryStore, image, 
 from digits_application.batch import DigitsRun, fallback
 from groundcrew import batch_store
 from groundcrew_application.reloader import Reloader
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 FIRST, SECOND = "20260131T040506Z", "20260201T040506Z"
@@ -68,7 +68,6 @@ def test_a_run_of_rejected_rows_alone(memory: MemoryStore) -> None:
     assert (run.rows, run.select().matching, run.select(digit=3).items) == (1, 0, [])
 
 
-@settings(deadline=None)
 @given(
     digit=st.none() | st.integers(0, 9),
     minimum=st.sampled_from([0.0, 0.3, 0.5, 0.8]),

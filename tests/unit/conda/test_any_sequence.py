@@ -302,7 +302,6 @@ def test_after_any_sequence_a_heal_gives_what_a_fresh_host_has() -> None:
             settings=settings(
                 max_examples=EXAMPLES,
                 stateful_step_count=STEPS,
-                deadline=None,
                 # The same sequences each time: a change that is no cause of a failure must not meet one.
                 derandomize="CONDA_EXAMPLES" not in os.environ,
                 database=None,

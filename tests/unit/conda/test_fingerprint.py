@@ -181,6 +181,17 @@ def test_environments_on_two_roots_have_one_fingerprint(tmp_path: Path) -> None:
     assert fingerprint._conda(short.layout) != fingerprint._conda(long.layout)
 
 
+def test_an_environments_own_fingerprint_is_of_its_own_parts() -> None:
+    parts = {"conda/a": "1 1", "conda/a/one": "1.0", "conda/ab": "2 2", "package/openssl": "3"}
+    found = fingerprint.environments(parts)
+    assert found.keys() == {"a", "ab"}
+    assert (
+        fingerprint.environments({**parts, "package/openssl": "4", "conda/ab": "3 3"})["a"]
+        == (found["a"])
+    )
+    assert fingerprint.environments({**parts, "conda/a/one": "1.1"})["a"] != found["a"]
+
+
 def test_the_digest_is_of_all_parts_in_any_order() -> None:
     assert fingerprint.digest({"a": "1", "b": "2"}) == fingerprint.digest({"b": "2", "a": "1"})
     assert fingerprint.digest({"a": "1"}) != fingerprint.digest({"a": "1", "b": ""})

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from groundcrew.inventory import faults, unedited
+from groundcrew.inventory import faults, fleet_faults, unedited
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTS = """\
@@ -130,3 +130,13 @@ def test_the_examples_are_unedited_in_one_file(environment: str) -> None:
     assert {name for name, lines in found.items() if lines} == {
         f"group_vars/{environment}/fleet.yml"
     }
+
+
+def test_a_misspelt_key_of_a_fleet_is_named():
+    fleets = {
+        "batch": {"instance_type": "m7i.large", "data_volume_gb": 5},
+        "training": {"instance_type": "g6.xlarge", "data_volumes_gb": 50},
+        "gateway": None,
+    }
+    (fault,) = fleet_faults(fleets, "fleet.yml")
+    assert "fleet training" in fault and "Did you mean 'data_volume_gb'?" in fault

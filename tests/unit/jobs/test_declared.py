@@ -21,7 +21,7 @@ SETTINGS = {
     "code_revision": "abc",
     "live": {"digits": "1"},
     "published": {"digits": ["1"]},
-    "fingerprint": "f" * 64,
+    "fingerprints": {},
 }
 GOOD = {"image": "b", "model": "digits", "version": "1", "input": "a.csv", "schedule": "0 2 * * *"}
 TRAIN = {"image": "b", "model": "digits", "version": "2", "gate": {"minimum": 0.9}}

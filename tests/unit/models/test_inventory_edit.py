@@ -8,7 +8,7 @@ import pytest
 import yaml
 from groundcrew import inventory_edit
 from groundcrew.errors import GroundcrewError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 FILE = "inventories/prod/group_vars/prod/models.yml"
@@ -102,7 +102,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     before=st.dictionaries(NAMES, VALUES, max_size=3),
     entry=st.dictionaries(st.sampled_from(["env", "fleet", "x"]), VALUES, max_size=3),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from groundcrew import model_store, models_report
 from groundcrew.errors import GroundcrewError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 BUCKET = "groundcrew-models-test-store"
@@ -223,7 +223,6 @@ ANY = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

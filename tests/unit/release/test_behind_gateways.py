@@ -282,9 +282,7 @@ STEPS = st.lists(
 )
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_whatever_is_killed_what_the_gateways_send_to_answers(a_service: Any, steps: Any) -> None:
     with tempfile.TemporaryDirectory() as directory:

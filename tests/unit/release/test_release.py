@@ -294,9 +294,7 @@ def _invariants(world: World, good_once: bool) -> None:
         )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_sequence_of_releases_killed_anywhere_converges(a_service: Any, steps: Any) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -161,6 +161,7 @@ def test_a_variant_becomes_a_service_map_that_is_accepted() -> None:
         "MODEL_NAME": "digits",
         "MODEL_VERSION": "1",
         "MODEL_DIRECTORY": "/models/digits/1",
+        "MODEL_MANIFEST_SHA256": "b" * 64,
         "PORT": "8080",
         "WORKERS": "2",
     }

@@ -16,7 +16,6 @@ from groundcrew import model_store, training_job
 from groundcrew.errors import GroundcrewError
 from groundcrew.training_job import Checkpoints, DataSource, Gate, Job, Refused, Settings
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from moto import mock_aws
 
@@ -452,7 +451,6 @@ def test_without_a_directory_there_are_none():
     checkpoints.clear()
 
 
-@hypothesis_settings(deadline=None)
 @given(st.integers(0, 59), st.sampled_from(["state", "checkpoint.json"]), st.booleans())
 def test_torn_one_is_skipped(tmp_path_factory, at, name, flip):
     directory = tmp_path_factory.mktemp("c")
