@@ -165,9 +165,14 @@ def _end_by_parity(data: bytes, start: int, ended: bool) -> int | None:
         return None
     if ended:
         return len(data) if len(quotes) % 2 == 0 else None
-    lines = np.flatnonzero(codes == ord("\n"))
-    rows = lines[np.searchsorted(quotes, lines) % 2 == 0]
-    return start + int(rows[-1]) + 1 if len(rows) else start
+    line = data.rfind(b"\n", start)
+    while line >= 0:
+        before = int(np.searchsorted(quotes, line - start))
+        if before % 2 == 0:
+            return line + 1
+        # Inside a value: on before the quote that may have opened it.
+        line = data.rfind(b"\n", start, start + int(quotes[before - 1]))
+    return start
 
 
 def _ends_value(codes: Any) -> Any:

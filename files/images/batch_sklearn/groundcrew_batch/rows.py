@@ -221,7 +221,8 @@ def _parse(
         malformed.append(Rejected(None, row.number, reason))
         return "skip"
 
-    if not text.data.strip(b"\r\n"):
+    # Looked at first, for strip copies the block.
+    if text.data[:1] in (b"\r", b"\n") and not text.data.strip(b"\r\n"):
         return pa.table({name: pa.array([], kind) for name, kind in types.items()}), malformed
     table = pyarrow.csv.read_csv(
         pa.BufferReader(text.data),
