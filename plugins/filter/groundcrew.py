@@ -115,6 +115,7 @@ class FilterModule:
             "canary_summary": _filter(canary.summary),
             "groundcrew_live_versions": _filter(jobs.live_versions),
             "groundcrew_live_jobs": _filter(jobs.live_jobs),
+            "groundcrew_job_fleet_faults": _filter(jobs.fleet_faults),
             "groundcrew_batch_jobs": _filter(jobs.batch_jobs),
             "groundcrew_job_files": _filter(jobs.library_files),
             "groundcrew_training_jobs": _filter(jobs.training_jobs),

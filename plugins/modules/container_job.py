@@ -8,14 +8,13 @@ module: container_job
 short_description: Run a job by groundcrew-job and follow its log
 description:
   - Without O(follow) it starts the job as a unit of the host's own, so that it goes on whatever becomes of the controller. A job that runs
-    already is not started again, but followed.
+    already is not started again, but followed; it fails if that run is not the one that O(arguments) ask for.
   - With O(follow) it waits for new lines of the log and returns them. Call it again with what it returned as RV(follow), until RV(running)
     is false.
 options:
   id: {description: "Id of the job, such as training-digits.", type: str, required: true}
   arguments: {description: "Further arguments of C(groundcrew-job run).", type: list, elements: str, default: []}
   follow: {description: What the call before returned as RV(follow)., type: dict}
-  wait_seconds: {description: How long to wait for the first new line., type: int, default: 30}
 attributes:
   check_mode: {support: none}
   diff_mode: {support: none}
@@ -81,13 +80,33 @@ def read_entries(path, offset):
     return entries, offset
 
 
+def wait_seconds(age):
+    """How long to collect lines, of a job that is followed for so many seconds.
+
+    Each call is a task that includes the next one, and Ansible bears some 300 of them: the older, the rarer. A week is 230 calls.
+    """
+    return max(1.0, 0.05 * age)
+
+
+def silent_seconds(age):
+    """The same while there are no lines."""
+    return max(30.0, 0.05 * age)
+
+
+def is_that_run(module, unit, job, arguments):
+    """Whether the unit that runs was started with these arguments."""
+    status, shown, _error = module.run_command(
+        ["systemctl", "show", "--property=ExecStart", "--value", unit]
+    )
+    return status == 0 and f" {' '.join(['run', job, *arguments])} ;" in shown
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
             "id": {"type": "str", "required": True},
             "arguments": {"type": "list", "elements": "str", "default": []},
             "follow": {"type": "dict"},
-            "wait_seconds": {"type": "int", "default": 30},
         },
     )
     job, given = module.params["id"], module.params["follow"]
@@ -98,12 +117,18 @@ def main():
         return status == 0
 
     if given is None:
-        begin = size_of(log)
+        begin, arguments = size_of(log), module.params["arguments"]
+        first = {"offset": begin, "tail": [], "began": time.time()}
         if running(job, unit_active):
+            if arguments and not is_that_run(module, unit, job, arguments):
+                module.fail_json(
+                    msg=f"{job} runs already, and not as asked ({' '.join(arguments)}), so nothing was started. "
+                    "Say the command again when it has ended: groundcrew-job list on the host shows it."
+                )
             module.exit_json(
                 changed=False,
                 running=True,
-                follow={"offset": begin, "tail": []},
+                follow=first,
                 lines=[f"{job} runs already: it is followed"],
             )
         command = [
@@ -113,18 +138,20 @@ def main():
             f"--unit={unit}",
             "--property=KillMode=mixed",
         ]
-        module.run_command(
-            [*command, "groundcrew-job", "run", job, *module.params["arguments"]], check_rc=True
-        )
-        module.exit_json(changed=True, running=True, follow={"offset": begin, "tail": []}, lines=[])
+        module.run_command([*command, "groundcrew-job", "run", job, *arguments], check_rc=True)
+        module.exit_json(changed=True, running=True, follow=first, lines=[])
 
     offset, tail = int(given["offset"]), list(given["tail"])
-    deadline = time.monotonic() + module.params["wait_seconds"]
+    entries = []
+    called = time.monotonic()
+    age = max(0.0, time.time() - float(given["began"]))
     while True:
         # Asked before the log is read: what an ended job said is there by then.
         active = running(job, unit_active)
-        entries, offset = read_entries(log, offset)
-        if entries or not active or time.monotonic() >= deadline:
+        more, offset = read_entries(log, offset)
+        entries += more
+        waited = time.monotonic() - called
+        if not active or waited >= (wait_seconds(age) if entries else silent_seconds(age)):
             break
         time.sleep(0.3)
     lines = [str(entry.get("message", "")) for entry in entries]
@@ -134,7 +161,7 @@ def main():
     for entry in entries:
         if "duration_seconds" in entry:
             ended = {"exit_status": int(entry["exit_status"]), "said": str(entry["message"])}
-    follow = {"offset": offset, "tail": tail, "ended": ended}
+    follow = {"offset": offset, "tail": tail, "ended": ended, "began": given["began"]}
     result = {"running": active, "lines": lines, "follow": follow}
     if not active:
         result.update({**ended, "tail": tail} if ended else silent_end(module, unit))

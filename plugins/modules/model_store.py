@@ -44,7 +44,8 @@ options:
     default: /srv/models
   keep:
     description: How many other versions of each listed model stay, the highest first, for a
-      rollback. A version with a file C(.in-use-<version>) beside it always stays.
+      rollback. A version that a container of this host, running or kept, or a job of it mounts always
+      stays.
     type: int
     default: 2
   verify:
@@ -131,8 +132,10 @@ missing:
 """
 
 import grp
+import json
 import pwd
 import traceback
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.groundcrew import model_store, objects
@@ -144,6 +147,9 @@ try:
     BOTO3_ERROR = None
 except ImportError:
     BOTO3_ERROR = traceback.format_exc()
+
+# The specifications of the host's jobs, by role container_job.
+JOBS = Path("/etc/groundcrew/jobs")
 
 
 def main() -> None:
@@ -220,6 +226,7 @@ def fetch(module: AnsibleModule) -> dict:
         full=module.params["verify"] == "full",
         check_mode=module.check_mode,
         ownership=ownership(module),
+        in_use=mounted(module),
     )
     for warning in outcome.warnings:
         module.warn(warning)
@@ -230,6 +237,31 @@ def fetch(module: AnsibleModule) -> dict:
         "pruned": outcome.pruned,
         "models": outcome.models,
     }
+
+
+def mounted(module: AnsibleModule) -> set[str]:
+    """Directories that containers of this host, running or kept for a rollback, and its jobs mount."""
+    found = set()
+    for file in JOBS.glob("*.json"):
+        try:
+            mounts = json.loads(file.read_text()).get("mounts", [])
+        except ValueError as error:
+            raise GroundcrewError(
+                f"{file} is damaged: {error}. Remove it and deploy the jobs again."
+            ) from error
+        found.update(mount["source"] for mount in mounts)
+    docker = module.get_bin_path("docker")
+    if docker is None:
+        return found
+    _, containers, _ = module.run_command([docker, "ps", "--all", "--quiet"])
+    if containers.strip():
+        shown = "{{range .Mounts}}{{println .Source}}{{end}}"
+        # One may go between the two commands; the others are told all the same.
+        _, sources, _ = module.run_command(
+            [docker, "inspect", "--format", shown, *containers.split()]
+        )
+        found.update(sources.split())
+    return found
 
 
 def client(module: AnsibleModule) -> object:

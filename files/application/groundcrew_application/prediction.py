@@ -24,7 +24,7 @@ from typing import Any
 import urllib3
 from groundcrew.errors import GroundcrewError
 
-from .circuit import CircuitBreaker
+from .circuit import OPEN, CircuitBreaker
 
 PREDICTION, STALE, FALLBACK, EMBEDDED = "prediction", "stale", "fallback", "embedded"
 _TIMING = re.compile(r"([\w-]+)\s*;\s*dur=([0-9]+(?:\.[0-9]*)?)")
@@ -164,7 +164,7 @@ class PredictionClient:
             seconds = self.breaker.probe_in_seconds
             error = PredictionError(
                 503,
-                f"{self.problem}; it is asked again in {seconds:.0f} s",
+                f"{self.problem}; it is asked again shortly",
                 retry_after_seconds=seconds,
             )
             self._hooks.failed(error)
@@ -188,7 +188,10 @@ class PredictionClient:
         finally:
             if not told:
                 self.breaker.abandoned(permit)
-        self.version, self._answered, self.problem = answer.version, self._clock(), None
+        self.version, self._answered = answer.version, self._clock()
+        # An answer to a request of before says nothing of a service that has failed since.
+        if self.breaker.state != OPEN:
+            self.problem = None
         return answer
 
     @property

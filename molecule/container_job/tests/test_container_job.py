@@ -68,6 +68,7 @@ def clean(host):
         f"{STATES}/{DRILL}.json",
         f"{LOGS}/{DRILL}.log",
         f"{WORK}/{DRILL}",
+        f"{WORK}/{DRILL}.made-by",
         f"{TEXTFILES}/groundcrew_job_{DRILL}.prom",
     ):
         host.check_output("rm -rf %s", path)
@@ -311,6 +312,19 @@ def test_a_stopped_run_takes_its_container_along(host, drill):
     assert host.check_output("docker ps --all --quiet --filter name=batch-drill") == ""
 
 
+def test_checkpoints_outlive_a_stop_and_the_machine(host, drill):
+    drill("hangs", keep_work=True)
+    start(host)
+    host.check_output("touch %s", f"{WORK}/{DRILL}/checkpoint")
+    host.check_output("kill -TERM $(systemctl show -P MainPID drill-run)")
+    wait_until(lambda: "failed" in events(host, DRILL), "the run to end")
+    # A new machine has the volume with the work, and no state of the job.
+    host.run("systemctl stop drill-run")
+    host.check_output("rm %s", f"{STATES}/{DRILL}.json")
+    start(host)
+    assert host.file(f"{WORK}/{DRILL}/checkpoint").exists
+
+
 def killed(host):
     host.check_output("kill -KILL $(systemctl show -P MainPID drill-run)")
     stale = host.check_output("docker ps --all --quiet --no-trunc --filter name=batch-drill")
@@ -321,10 +335,12 @@ def killed(host):
 def test_after_kill_9_the_next_run_removes_what_is_left_and_succeeds(host, drill):
     drill("hangs")
     start(host)
-    stale = killed(host)
+    stale, run = killed(host), state(host, DRILL)["run"]
     drill("good")
     result = host.run("groundcrew-job run %s", DRILL)
     assert result.rc == 0, result.stderr
+    # What that run has done already is not done again: it goes on under its name.
+    assert state(host, DRILL)["run"] == run
     assert "interrupted" in events(host, DRILL)
     assert metrics(host, DRILL)["last_exit_status"] == 0
     assert host.run("docker inspect %s", stale).rc != 0

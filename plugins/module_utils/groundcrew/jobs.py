@@ -289,6 +289,25 @@ def training_jobs(
     return specifications
 
 
+def fleet_faults(jobs: Any, family: str, fleets: Iterable[str], file: str) -> list[str]:
+    """Jobs whose fleet the environment has not, one line each: no host would run them.
+
+    fleets: those of the environment; a job that names none belongs to the fleet of its family.
+    """
+    known = sorted(fleets)
+    named = {
+        name: str(job.get("fleet") or family)
+        for name, job in (jobs.items() if isinstance(jobs, Mapping) else ())
+        if isinstance(job, Mapping)
+    }
+    return [
+        f"{file}: {family} job {name} is for fleet '{fleet}', which this environment has not."
+        f"{nearest(fleet, known)}"
+        for name, fleet in named.items()
+        if fleet not in known
+    ]
+
+
 def library_files(
     jobs: Iterable[Mapping[str, Any]], packages: Mapping[str, str], library: str, root: str
 ) -> list[dict[str, str]]:

@@ -12,7 +12,6 @@ On a host the same files, without the claim, lie in ``<directory>/<model>/<versi
 appears there by one rename, after every checksum was right. Beside the versions:
 
     .verified-<version>.json   sizes and modification times as of the last full verification
-    .in-use-<version>          while it exists, the version is not pruned
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -695,26 +694,28 @@ def reconcile(
     full: bool = False,
     check_mode: bool = False,
     ownership: Ownership | None = None,
+    in_use: Iterable[str | Path] = (),
 ) -> Outcome:
     """Make a host's directory hold the wanted (model, version) pairs, verified.
 
     A version that is there is checked by size and modification time against its last verification,
     with ``full`` by sha256, and fetched again when it differs. Of each wanted model, the ``keep``
-    highest other versions stay, and those marked in use; older ones are removed. Models that are
+    highest other versions stay, and those whose directories are ``in_use``; older ones are removed. Models that are
     not wanted are left alone. In check mode nothing is written, and a store that cannot be reached,
     or lacks the bucket or the version, is a warning. Raises GroundcrewError otherwise.
     """
     root = Path(directory)
     rights = ownership or Ownership()
+    used = {Path(path) for path in in_use}
     outcome = Outcome()
     for model, version in wanted:
         prefix(model, version)
     if check_mode:
-        _reconcile_all(client, bucket, wanted, root, keep, full, True, rights, outcome)
+        _reconcile_all(client, bucket, wanted, root, keep, full, True, rights, used, outcome)
         return outcome
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root / ".lock"):
-        _reconcile_all(client, bucket, wanted, root, keep, full, False, rights, outcome)
+        _reconcile_all(client, bucket, wanted, root, keep, full, False, rights, used, outcome)
     return outcome
 
 
@@ -727,6 +728,7 @@ def _reconcile_all(
     full: bool,
     check_mode: bool,
     rights: Ownership,
+    used: set[Path],
     outcome: Outcome,
 ) -> None:
     for model in dict.fromkeys(model for model, _ in wanted):
@@ -736,6 +738,7 @@ def _reconcile_all(
         _reconcile_one(client, bucket, model, version, root, full, check_mode, rights, outcome)
     for model in dict.fromkeys(model for model, _ in wanted):
         pinned = {version for name, version in wanted if name == model}
+        pinned |= {path.name for path in used if path.parent == root / model}
         for version in _prunable(root / model, pinned, keep):
             outcome.pruned.append(f"{model}/{version}")
             if not check_mode:
@@ -849,10 +852,7 @@ def _prunable(parent: Path, pinned: set[str], keep: int) -> list[str]:
     others = [
         entry.name
         for entry in parent.iterdir()
-        if entry.is_dir()
-        and _VERSION.match(entry.name)
-        and entry.name not in pinned
-        and not (parent / f".in-use-{entry.name}").exists()
+        if entry.is_dir() and _VERSION.match(entry.name) and entry.name not in pinned
     ]
     return sorted(others, key=int, reverse=True)[keep:]
 

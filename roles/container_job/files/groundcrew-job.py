@@ -65,6 +65,8 @@ STOP_SECONDS = 10
 HEARTBEAT_SECONDS = 30
 # What a job only notes: a commit, or another version that serves, makes no checkpoint worthless.
 NOTES = ("CODE_REVISION", "LIVE_VERSION")
+# Others hold a job's lock for a moment, to see whether it runs.
+PROBE_SECONDS = 1
 # How often a run that the host cut off is taken up again.
 RESUMES = 3
 
@@ -355,6 +357,12 @@ def remove_left(spec: dict[str, Any]) -> None:
         _quiet("docker", "rm", "--force", name)
 
 
+def host_goes_down() -> bool:
+    """Whether the host is being switched off. In the last moments there is no manager left to ask."""
+    said = _quiet("systemctl", "is-system-running").stdout.strip()
+    return said not in ("initializing", "starting", "running", "degraded", "maintenance")
+
+
 # -- one run -------------------------------------------------------------------------------------
 
 
@@ -389,11 +397,7 @@ class Run:
                 f"run {before.get('run')} was killed before it could tell how it ended",
             )
         self.state = {
-            **{
-                key: before[key]
-                for key in ("success", "declared", "due", "work_of")
-                if before.get(key)
-            },
+            **{key: before[key] for key in ("success", "declared", "due") if before.get(key)},
             **({"due": run_id(self.due)} if self.due else {}),
             "run": self.run,
             "started": started,
@@ -421,12 +425,14 @@ class Run:
             self.log.event("stopped", f"stopped by {signal.Signals(stopped.number).name}")
         finally:
             finished = int(time.time())
-            self.before = {}
-            self.state.update(
-                exit_status=status,
-                finished=finished,
-                duration_seconds=round(time.monotonic() - clock, 3),
-            )
+            duration = round(time.monotonic() - clock, 3)
+            ended = status == 0 or str(status) in self.spec["statuses"]
+            if not ended and host_goes_down():
+                # As if it had been killed: the next boot takes it up where it was.
+                self.log.event("interrupted", "the host goes down; taken up when it is back")
+            else:
+                self.before = {}
+                self.state.update(exit_status=status, finished=finished, duration_seconds=duration)
             if status == 0 and not self._of_the_past(before.get("success")):
                 told = ("rows", "rejected", "version")
                 self.state["success"] = {
@@ -440,7 +446,7 @@ class Run:
                 "finished" if status == 0 else "failed",
                 "succeeded" if status == 0 else self._failure(status),
                 exit_status=status,
-                duration_seconds=self.state["duration_seconds"],
+                duration_seconds=duration,
                 result=self.result,
             )
         return status
@@ -471,7 +477,8 @@ class Run:
             if not Path(needed["path"]).exists():
                 raise Refused(f"{needed['path']} does not exist; {needed['mend']}")
         attempts = 1 + int(self.spec["retries"])
-        status = 0
+        # Until an attempt has ended: somebody who stops it takes nothing from the one after.
+        status = 1
         work = self._work()
         try:
             for attempt in range(1, attempts + 1):
@@ -510,11 +517,14 @@ class Run:
         parts = {key: self.spec.get(key) for key in ("image", "conda_environment", "command")}
         parts["env"] = {key: text for key, text in self.spec["env"].items() if key not in NOTES}
         maker = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        if not self.spec["keep_work"] or load_state(self.job).get("work_of") != maker:
+        # Beside the work, which may be on a volume that outlives this machine.
+        made_by = work.with_name(f"{work.name}.made-by")
+        known = made_by.read_text() if made_by.exists() else ""
+        if not self.spec["keep_work"] or known != maker:
             shutil.rmtree(work, ignore_errors=True)
-        self.state["work_of"] = maker
-        self._keep()
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.spec["keep_work"] and known != maker:
+            write_atomically(made_by, maker, 0o600)
         os.chown(work, USER, USER)
         # A run that finds something is no first attempt.
         self.follows = int(any(work.iterdir()))
@@ -582,12 +592,16 @@ def run_now(job: str, arguments: argparse.Namespace) -> int:
     log = Log(job, quiet=False)
     extra = {"ACCEPT": "true"} if arguments.accept else {}
     first, last = arguments.date or arguments.first, arguments.date or arguments.last
-    with locked(job) as mine:
+    with locked(job, PROBE_SECONDS) as mine:
         if not mine:
             log.event("overlap", "it is running already; this run is left out", exit_status=OVERLAP)
             return OVERLAP
         if first is None:
-            return Run(spec, log, extra=extra)()
+            state = load_state(job)
+            if not was_cut_off(state):
+                return Run(spec, log, extra=extra)()
+            log.event("resumed", f"run {state['run']} was cut off: it is taken up")
+            return Run(spec, log, run=state["run"], extra={**(state.get("extra") or {}), **extra})()
         now = datetime.now(timezone.utc)
         for due in times_of(spec, first, last or first, now):
             run = run_id(due)
@@ -630,7 +644,7 @@ def run_by_cron(job: str) -> int:
     # Jobs of one minute, here and on other hosts, need not start in one second.
     time.sleep(random.uniform(0, float(spec["jitter_seconds"])))
     log = Log(job, quiet=True)
-    with locked(job) as mine:
+    with locked(job, PROBE_SECONDS) as mine:
         if not mine:
             log.event("overlap", "it is running already; this run is left out", exit_status=OVERLAP)
             return OVERLAP
@@ -651,12 +665,11 @@ def catch_up() -> int:
             due = overdue(spec, state, datetime.now(timezone.utc))
             if due:
                 worst = max(worst, Run(spec, log, due)())
+            elif was_cut_off(state):
+                worst = max(worst, Run(spec, log, **again(state))())
             elif state.get("started") and state.get("exit_status") is None:
-                if state.get("resumes", 0) >= RESUMES:
-                    log.event("given_up", f"run {state['run']} was cut off {RESUMES + 1} times")
-                    keep(spec, {**state, "exit_status": 1, "finished": int(time.time())})
-                    continue
-                worst = max(worst, Run(spec, log, None, state["run"], state.get("extra"))())
+                log.event("given_up", f"run {state['run']} was cut off {RESUMES + 1} times")
+                keep(spec, {**state, "exit_status": 1, "finished": int(time.time())})
     return worst
 
 
@@ -680,9 +693,12 @@ def deploy(start: bool, check: bool, family: str, known: dict[str, Any]) -> int:
                 if due := moment_of(success["run"]):
                     state["declared"] = int(due.timestamp())
             keep(spec, state)
-        why, due = "", None
+        why = ""
         if start:
-            why, due = wanted(spec, state if not check else {"success": known.get(job), **state})
+            with locked(job) as free:
+                pass
+            told = state if not check else {"success": known.get(job), **state}
+            why, _ = wanted(spec, told, free)
         image = spec.get("image")
         # Nobody watches a scheduled run. Who starts one by hand sees Docker pull the image, and a host
         # that comes back to jobs that are done needs to wait for no image.
@@ -703,14 +719,14 @@ def deploy(start: bool, check: bool, family: str, known: dict[str, Any]) -> int:
             continue
         # An interrupted deployment, or cron, may be at it: its outcome counts.
         with locked(job, wait_seconds=float(spec["timeout_seconds"])) as mine:
-            why, due = wanted(spec, load_state(job))
+            why, how = wanted(spec, load_state(job), mine)
             if not mine:
                 report["failed"].append(
                     f"{job}: another run of it has not ended for {spec['timeout_seconds']} s"
                 )
             elif why:
                 log = Log(job, quiet=True)
-                status = Run(spec, log, due)()
+                status = Run(spec, log, **how)()
                 report["changed"] = True
                 report["actions"].append(f"{job}: ran, {why}; exit status {status}")
                 if status:
@@ -722,12 +738,28 @@ def deploy(start: bool, check: bool, family: str, known: dict[str, Any]) -> int:
     return 1 if report["failed"] else 0
 
 
-def wanted(spec: dict[str, Any], state: dict[str, Any]) -> tuple[str, datetime | None]:
-    """Why a deployment has to run a job, and for which time; "" when it has not."""
+def wanted(spec: dict[str, Any], state: dict[str, Any], free: bool) -> tuple[str, dict[str, Any]]:
+    """Why a deployment has to run a job, "" when it has not, and what Run is to be told.
+
+    free: nobody runs it at this moment.
+    """
+    if free and was_cut_off(state):
+        return f"its run {state['run']} was cut off", again(state)
     if why := reason(spec, state):
-        return why, None
+        return why, {}
     due = overdue(spec, state, datetime.now(timezone.utc))
-    return (f"it was due at {run_id(due)} and did not run", due) if due else ("", None)
+    return (f"it was due at {run_id(due)} and did not run", {"due": due}) if due else ("", {})
+
+
+def was_cut_off(state: dict[str, Any]) -> bool:
+    """Whether a run that nobody holds the lock of any more has never ended, and may be taken up."""
+    begun = state.get("started") and state.get("exit_status") is None
+    return bool(begun) and state.get("resumes", 0) < RESUMES
+
+
+def again(state: dict[str, Any]) -> dict[str, Any]:
+    """What Run is to be told to go on with the run of this state."""
+    return {"run": state["run"], "extra": state.get("extra")}
 
 
 def list_jobs() -> int:

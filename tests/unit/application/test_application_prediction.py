@@ -213,7 +213,7 @@ def test_the_circuit_opens_and_a_probe_closes_it(gateway: Gateway) -> None:
             client.predict(INSTANCE, "r")
     assert breaker.state == OPEN and len(gateway.requests) == 3
     now[0] = 4.0
-    with pytest.raises(PredictionError, match="no prediction host.*asked again in 6 s") as caught:
+    with pytest.raises(PredictionError, match="no prediction host.*asked again shortly") as caught:
         client.predict(INSTANCE, "r")
     assert caught.value.status == 503 and caught.value.retry_after_seconds == 6
     assert len(gateway.requests) == 3  # left alone
@@ -225,6 +225,27 @@ def test_the_circuit_opens_and_a_probe_closes_it(gateway: Gateway) -> None:
     assert client.predict(INSTANCE, "r").source == "prediction"
     assert told.states == [OPEN, HALF_OPEN, OPEN, HALF_OPEN, "closed"]
     assert client.version == "3" and client.answered_seconds_ago is not None
+
+
+def test_a_late_success_does_not_take_the_reason_from_an_open_circuit(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(gateway, breaker=CircuitBreaker(1), stale_entries=0)
+    asked = client._ask
+
+    def slow(instances: list[Any], request_id: str) -> Answer:
+        """Another request fails while this one is under way."""
+        monkeypatch.setattr(client, "_ask", asked)
+        answer = asked(instances, request_id)
+        gateway.status = 503
+        with pytest.raises(PredictionError, match="no prediction host is ready"):
+            client.predict(INSTANCE, "second")
+        return answer
+
+    monkeypatch.setattr(client, "_ask", slow)
+    assert client.predict(INSTANCE, "first").source == "prediction"
+    with pytest.raises(PredictionError, match="no prediction host is ready.*asked again"):
+        client.predict(INSTANCE, "third")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429])

@@ -189,6 +189,8 @@ def test_a_batch_host_reads_models_and_inputs_and_writes_results() -> None:
         "arn:aws:s3:::elsewhere/scans/today.csv",
         f"{STORE}/predictions/nightly/*",
     }
+    # A prefix is listed, and a missing object told from a forbidden one.
+    assert rights["s3:ListBucket"] == {STORE, "arn:aws:s3:::elsewhere"}
 
 
 def test_a_training_host_publishes_its_models_and_deletes_claims_alone() -> None:

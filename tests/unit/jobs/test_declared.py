@@ -216,3 +216,10 @@ def test_files_of_the_runner_and_of_conda_jobs(tmp_path):
     assert "/lib/groundcrew/conda/lock.py" in many and "/lib/code/training-x/train.py" in many
     with pytest.raises(GroundcrewError, match="files/none is no folder"):
         jobs.library_files([{**conda[0], "code": "files/none"}], packages, "/lib", str(tmp_path))
+
+
+def test_a_fleet_that_the_environment_has_not_is_named_before_anything_runs_nowhere():
+    declared = {"nightly": {**GOOD, "fleet": "batchh"}, "weekly": GOOD}
+    (fault,) = jobs.fleet_faults(declared, "batch", ["batch", "gateway"], FILE)
+    assert "batch job nightly" in fault and "Did you mean 'batch'?" in fault and FILE in fault
+    assert len(jobs.fleet_faults(declared, "batch", ["gateway"], FILE)) == 2

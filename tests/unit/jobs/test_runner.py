@@ -6,6 +6,7 @@ import importlib.util
 from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -158,10 +159,95 @@ def test_a_deployment_pulls_what_cron_or_it_itself_will_run(
     monkeypatch.setattr(runner, "load_spec", lambda job: spec)
     monkeypatch.setattr(runner, "load_state", lambda job: state)
     monkeypatch.setattr(runner, "_quiet", docker)
-    monkeypatch.setattr(runner, "locked", lambda job, wait_seconds: nullcontext(True))
+    monkeypatch.setattr(runner, "locked", lambda job, wait_seconds=0: nullcontext(True))
     monkeypatch.setattr(runner, "Log", lambda job, quiet: None)
     monkeypatch.setattr(runner, "Log", lambda job, quiet: None)
-    monkeypatch.setattr(runner, "Run", lambda *arguments: lambda: 0)
+    monkeypatch.setattr(runner, "Run", lambda *arguments, **told: lambda: 0)
     assert runner.deploy(start=True, check=False, family="batch", known={}) == 0
     assert [words[-1] for words in asked if words[1] == "pull"] == pulled
     assert ("ran" in capsys.readouterr().out) == (success is None)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Makes a Run of SPEC on a host of its own; what an attempt does is given."""
+    for name in ("SPECS", "STATES", "LOGS", "LOCKS"):
+        monkeypatch.setattr(runner, name, tmp_path / name)
+    (tmp_path / "SPECS").mkdir()
+    (tmp_path / "SPECS/batch-nightly.json").touch()
+    monkeypatch.setattr(runner.os, "chown", lambda *arguments: None)
+    monkeypatch.setattr(runner, "remove_left", lambda spec: None)
+    monkeypatch.setattr(runner, "Log", MagicMock())
+    spec = {
+        **SPEC,
+        "textfile": str(tmp_path / "x.prom"),
+        "work": str(tmp_path / "work/batch-nightly"),
+        "timeout_seconds": 60,
+        "retries": 0,
+        "retry_delay_seconds": 0,
+        "keep_work": True,
+        "needs": [],
+        "statuses": {},
+        "what": "it",
+        "owner": "me",
+    }
+
+    def begin(attempt, **told):
+        begun = runner.Run(spec, runner.Log(), **told)
+        monkeypatch.setattr(begun, "_attempt", lambda deadline, work, number: attempt(work))
+        return begun
+
+    return begin
+
+
+def stopped(work):
+    (work / "checkpoint").touch()
+    raise runner.Stopped(15)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_run_that_ends_with_its_host_is_taken_up_by_the_next_boot(run, monkeypatch, down):
+    monkeypatch.setattr(runner, "host_goes_down", lambda: down)
+    first = run(stopped, extra={"ACCEPT": "true"})
+    assert first() == 143
+    state = runner.load_state("batch-nightly")
+    assert state["exit_status"] == (None if down else 143)
+    assert runner.was_cut_off(state) == down
+    assert runner.again(state) == {"run": first.run, "extra": {"ACCEPT": "true"}}
+
+
+def test_checkpoints_outlive_a_stop_and_the_state_of_the_machine(run, monkeypatch):
+    monkeypatch.setattr(runner, "host_goes_down", lambda: False)
+    assert run(stopped)() == 143
+    runner.shutil.rmtree(runner.STATES)
+    found = []
+
+    def resumed(work):
+        found.extend(path.name for path in work.iterdir())
+        return 0
+
+    assert run(resumed)() == 0 and found == ["checkpoint"]
+
+
+def test_a_deployment_takes_up_what_was_cut_off_unless_it_runs():
+    state = {
+        "started": 1,
+        "exit_status": None,
+        "run": "20261127T023000Z",
+        "declared": int(datetime.now(UTC).timestamp()),
+        "success": {"model": "digits", "version": "1"},
+    }
+    why, told = runner.wanted(SPEC, state, free=True)
+    assert "was cut off" in why and told["run"] == "20261127T023000Z"
+    assert runner.wanted(SPEC, state, free=False) == ("", {})
+    assert runner.wanted(SPEC, {**state, "resumes": 3}, free=True) == ("", {})
+
+
+def test_a_job_of_a_week_is_followed_in_fewer_calls_than_ansible_bears():
+    follow = load(ROOT / "plugins/modules/container_job.py")
+    for seconds in (follow.wait_seconds, follow.silent_seconds):
+        age, calls = 0.0, 0
+        while age < 7 * 24 * 3600:
+            age, calls = age + seconds(age), calls + 1
+        assert calls < 300
+    assert follow.wait_seconds(0) <= 1

@@ -385,8 +385,7 @@ def test_old_versions_are_pruned_but_never_a_wanted_or_used_one(
     for version in ("1", "2", "3", "4", "5"):
         publish(client, artifact, details, version)
         reconcile(client, tmp_path, version, keep=9)
-    (tmp_path / "digits" / ".in-use-1").touch()
-    outcome = reconcile(client, tmp_path, "5", "2", keep=1)
+    outcome = reconcile(client, tmp_path, "5", "2", keep=1, in_use=[tmp_path / "digits/1"])
     assert outcome.pruned == ["digits/3"]
     assert sorted(path.name for path in (tmp_path / "digits").iterdir() if path.is_dir()) == [
         "1",

@@ -110,3 +110,20 @@ def test_check_mode_without_a_store_warns(store, tmp_path, monkeypatch):
     asked = module(tmp_path, check=True, state="query")
     assert asked["missing"][0]["version"] == "1"
     assert module(tmp_path, state="query")["failed"]
+
+
+def test_what_a_container_mounts_is_not_pruned(published, artifact, details, tmp_path, monkeypatch):
+    client = boto3.client("s3", endpoint_url=published["AWS_ENDPOINT_URL"])
+    for version in ("2", "3"):
+        if version not in model_store.versions(client, BUCKET, "digits"):
+            held = model_store.claim(client, BUCKET, "digits", version)
+            model_store.publish(client, BUCKET, held, artifact, details)
+    for version in ("1", "2"):
+        module(tmp_path, models=[{"name": "digits", "version": version}])
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text(f"#!/bin/sh\n[ $1 = ps ] && echo 0123 || echo {tmp_path}/srv/digits/1\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
+    done = module(tmp_path, models=[{"name": "digits", "version": "3"}], keep=0)
+    assert done["pruned"] == ["digits/2"] and (tmp_path / "srv/digits/1").is_dir()

@@ -103,7 +103,7 @@ function sourceOf({ source, age_seconds: age }) {
 }
 
 function forgetAnswer() {
-  for (const id of ["digit", "certainty", "problem", "source"]) say(element(id), "");
+  for (const id of ["digit", "certainty", "source"]) say(element(id), "");
   clearTiming(element("timing"));
   delete document.body.dataset.source;
   for (const bar of bars) {
@@ -129,6 +129,7 @@ function clear() {
   pad.clear();
   pixels.show(new Array(SIDE * SIDE).fill(0));
   forgetAnswer();
+  say(element("problem"), "");
   showing("empty");
 }
 
