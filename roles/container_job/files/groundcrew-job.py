@@ -366,6 +366,11 @@ def host_goes_down() -> bool:
 # -- one run -------------------------------------------------------------------------------------
 
 
+def made_by_file(work: Path) -> Path:
+    """Says whose a job's directory is; beside it, for both may be on a volume that outlives the machine."""
+    return work.with_name(f"{work.name}.made-by")
+
+
 class Run:
     """One run of a job, its attempts included. The caller holds the lock."""
 
@@ -506,6 +511,7 @@ class Run:
             # What a later run takes up, such as checkpoints, stays until one has come to its end.
             if not self.spec["keep_work"] or status == 0 or str(status) in self.spec["statuses"]:
                 shutil.rmtree(work, ignore_errors=True)
+                made_by_file(work).unlink(missing_ok=True)
 
     def _work(self) -> Path:
         """The job's own directory, on disk: /tmp is memory, and counts against the job's limit.
@@ -517,8 +523,7 @@ class Run:
         parts = {key: self.spec.get(key) for key in ("image", "conda_environment", "command")}
         parts["env"] = {key: text for key, text in self.spec["env"].items() if key not in NOTES}
         maker = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        # Beside the work, which may be on a volume that outlives this machine.
-        made_by = work.with_name(f"{work.name}.made-by")
+        made_by = made_by_file(work)
         known = made_by.read_text() if made_by.exists() else ""
         if not self.spec["keep_work"] or known != maker:
             shutil.rmtree(work, ignore_errors=True)
