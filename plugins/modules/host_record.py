@@ -66,7 +66,8 @@ def main():
                 continue
             stale[name] = record
             try:
-                before = host_record.read(s3, bucket, name)
+                # A new host may have the name of one that was retired.
+                before = host_record.read(s3, bucket, name) if there["built"] else {}
                 found[name] = host_record.compare(name, before, record)
             except GroundcrewError as error:
                 found[name] = str(error)

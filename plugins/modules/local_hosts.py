@@ -103,7 +103,11 @@ def main():
             list(declared),
             instances,
             {
-                name: (c.labels["groundcrew.instance"], c.status == "running")
+                # One that was never started lacks its user-data: it is made anew.
+                name: (
+                    c.labels["groundcrew.instance"] if c.status != "created" else "",
+                    c.status == "running",
+                )
                 for name, c in containers.items()
             },
         )

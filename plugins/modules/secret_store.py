@@ -49,9 +49,9 @@ def main():
                     store.write(name, values[name])
     except GroundcrewError as error:
         module.fail_json(msg=str(error))
-    except botocore.exceptions.BotoCoreError as error:
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         module.fail_json(
-            msg=f"The secret store does not answer: {error}. Check the region, the credentials and the network."
+            msg=f"The secret store gave no secrets: {error}. Check the region, the credentials and the network."
         )
     module.exit_json(changed=bool(made), made=made, secrets=values)
 

@@ -34,6 +34,7 @@ class Cloud:
         """All of it: see the methods. Raises GroundcrewError where two things claim to be the same one."""
         parts: dict[str, Callable[[], Any]] = {
             "instances": self.instances,
+            "leaving": self.leaving,
             "network": self.network,
             "public_addresses": self.public_addresses,
             "security_groups": self.security_groups,
@@ -77,6 +78,15 @@ class Cloud:
                 for instance in found
             ),
         )
+
+    def leaving(self) -> list[str]:
+        """Hosts whose instance is being terminated: it still holds the interface and the data volume."""
+        states = {"Name": "instance-state-name", "Values": ["shutting-down"]}
+        return [
+            tags(instance).get("Name", "")
+            for reservation in self._tagged("describe_instances", "Reservations", states)
+            for instance in reservation["Instances"]
+        ]
 
     def network(self) -> dict[str, Any]:
         """The network's id, its subnets by name, and whether it has a way out; empty before the first provisioning."""
@@ -127,13 +137,13 @@ class Cloud:
         )
 
     def volumes(self) -> dict[str, dict[str, Any]]:
-        """Name of a data volume -> id."""
+        """Name of a data volume -> id. Root volumes have the name of their instance, without the ending."""
         return _by_name(
             "data volume",
             (
                 (tags(volume)["Name"], {"id": volume["VolumeId"]})
                 for volume in self._tagged("describe_volumes", "Volumes")
-                if "Name" in tags(volume)
+                if tags(volume).get("Name", "").endswith("-data")
             ),
         )
 

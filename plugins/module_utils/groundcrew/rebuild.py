@@ -12,6 +12,7 @@ HEALTHY, MISSING, STOPPED, UNREACHABLE, UNFINISHED = (
     "unreachable",
     "unfinished",
 )
+STOPS = ("stopping", "stopped")
 # What a rebuild does about each.
 REMEDY = {
     MISSING: "is launched again: same name, address, host key and data volume",
@@ -32,7 +33,7 @@ def verdict(
     """
     if not instance:
         return MISSING
-    if instance["state"] in ("stopping", "stopped"):
+    if instance["state"] in STOPS:
         return STOPPED
     if reachable is False:
         return UNREACHABLE
@@ -44,10 +45,14 @@ def verdicts(
     state: Mapping[str, Any],
     machines: Mapping[str, str],
     answered: Mapping[str, bool],
+    sleepers: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Host -> what is the matter with it. state: Cloud.state(); the others by host name: see verdict()."""
+    """Host -> what is the matter with it. state: Cloud.state(); the others by host name: see verdict(). sleepers: hosts that may be
+    stopped."""
     return {
-        name: verdict(
+        name: HEALTHY
+        if name in sleepers and state["instances"].get(name, {}).get("state") in STOPS
+        else verdict(
             state["instances"].get(name),
             machines.get(name, ""),
             state["interfaces"].get(name, {}).get("built", ""),

@@ -101,3 +101,11 @@ def test_a_record_outlives_the_instance(monkeypatch: pytest.MonkeyPatch) -> None
         GroundcrewError, match=rf"two are called h.*{interface['NetworkInterfaceId']}"
     ):
         cloud.interfaces()
+
+
+def test_an_idle_host_that_stopped_itself_is_healthy_unless_it_is_meant():
+    state = {"instances": {"a": {"state": "stopped"}, "b": {"state": "stopped"}}, "interfaces": {}}
+    found = rebuild.verdicts(["a", "b"], state, {}, {}, sleepers=["a"])
+    assert found == {"a": rebuild.HEALTHY, "b": rebuild.STOPPED}
+    gone = {"instances": {}, "interfaces": {}}
+    assert rebuild.verdicts(["a"], gone, {}, {}, sleepers=["a"]) == {"a": rebuild.MISSING}
