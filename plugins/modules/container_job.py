@@ -80,17 +80,12 @@ def read_entries(path, offset):
     return entries, offset
 
 
-def wait_seconds(age):
-    """How long to collect lines, of a job that is followed for so many seconds.
+def call_seconds(age, silent):
+    """How long a call collects lines of a job that is followed for so many seconds; silent: there were none yet.
 
     Each call is a task that includes the next one, and Ansible bears some 300 of them: the older, the rarer. A week is 230 calls.
     """
-    return max(1.0, 0.05 * age)
-
-
-def silent_seconds(age):
-    """The same while there are no lines."""
-    return max(30.0, 0.05 * age)
+    return max(30.0 if silent else 1.0, 0.05 * age)
 
 
 def is_that_run(module, unit, job, arguments):
@@ -151,7 +146,7 @@ def main():
         more, offset = read_entries(log, offset)
         entries += more
         waited = time.monotonic() - called
-        if not active or waited >= (wait_seconds(age) if entries else silent_seconds(age)):
+        if not active or waited >= call_seconds(age, silent=not entries):
             break
         time.sleep(0.3)
     lines = [str(entry.get("message", "")) for entry in entries]
