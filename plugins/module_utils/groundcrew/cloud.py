@@ -17,6 +17,7 @@ from .errors import GroundcrewError
 PROJECT = "groundcrew"
 # Terminated ones do not count.
 THERE = ("pending", "running", "stopping", "stopped")
+LEAVING = "shutting-down"
 
 
 class Cloud:
@@ -33,8 +34,7 @@ class Cloud:
     def state(self) -> dict[str, Any]:
         """All of it: see the methods. Raises GroundcrewError where two things claim to be the same one."""
         parts: dict[str, Callable[[], Any]] = {
-            "instances": self.instances,
-            "leaving": self.leaving,
+            "machines": self.machines,
             "network": self.network,
             "public_addresses": self.public_addresses,
             "security_groups": self.security_groups,
@@ -47,21 +47,23 @@ class Cloud:
         }
         with ThreadPoolExecutor(len(parts)) as pool:
             running = {name: pool.submit(read) for name, read in parts.items()}
-            return {name: result.result() for name, result in running.items()}
+            found = {name: result.result() for name, result in running.items()}
+        return {**found.pop("machines"), **found}
 
     def _tagged(self, operation: str, key: str, *more: dict[str, Any]) -> list[dict[str, Any]]:
         pages = self._ec2.get_paginator(operation).paginate(Filters=[*self._ours, *more])
         return [item for page in pages for item in page[key]]
 
-    def instances(self) -> dict[str, dict[str, Any]]:
-        """Host name -> id, state, instance_type, image_id, address, bootstrap_host_key."""
-        states = {"Name": "instance-state-name", "Values": list(THERE)}
+    def machines(self) -> dict[str, Any]:
+        """ "instances": host name -> id, state, instance_type, image_id, address, bootstrap_host_key. "leaving": the hosts whose
+        instance is being terminated; it still holds the interface and the data volume."""
+        states = {"Name": "instance-state-name", "Values": [*THERE, LEAVING]}
         found = [
             instance
             for reservation in self._tagged("describe_instances", "Reservations", states)
             for instance in reservation["Instances"]
         ]
-        return _by_name(
+        instances = _by_name(
             "instance",
             (
                 (
@@ -76,17 +78,11 @@ class Cloud:
                     },
                 )
                 for instance in found
+                if instance["State"]["Name"] != LEAVING
             ),
         )
-
-    def leaving(self) -> list[str]:
-        """Hosts whose instance is being terminated: it still holds the interface and the data volume."""
-        states = {"Name": "instance-state-name", "Values": ["shutting-down"]}
-        return [
-            tags(instance).get("Name", "")
-            for reservation in self._tagged("describe_instances", "Reservations", states)
-            for instance in reservation["Instances"]
-        ]
+        leaving = [tags(i).get("Name", "") for i in found if i["State"]["Name"] == LEAVING]
+        return {"instances": instances, "leaving": leaving}
 
     def network(self) -> dict[str, Any]:
         """The network's id, its subnets by name, and whether it has a way out; empty before the first provisioning."""

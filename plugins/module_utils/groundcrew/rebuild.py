@@ -28,7 +28,7 @@ def verdict(
 ) -> str:
     """What is the matter with one host.
 
-    instance: as Cloud.instances() has it. machine: what tells its present machine from the one before. built: the machine that was
+    instance: as Cloud.machines() has it. machine: what tells its present machine from the one before. built: the machine that was
     finished last. reachable: whether it answered over ssh; None: it was not asked.
     """
     if not instance:
