@@ -56,8 +56,6 @@ from ansible.module_utils.groundcrew.conda.layout import (
 )
 from ansible.module_utils.groundcrew.errors import GroundcrewError
 
-SETTINGS = "settings.json"
-
 
 def wanted_settings(parameters):
     return {key: parameters[key] for key in ("channels", "pip_index", "hard_links")}
@@ -65,7 +63,7 @@ def wanted_settings(parameters):
 
 def kept_settings(layout):
     try:
-        return read_json(layout.root / SETTINGS)
+        return read_json(layout.settings)
     except GroundcrewError:
         # A damaged file is written anew.
         return None
@@ -75,7 +73,7 @@ def ensure(layout, parameters):
     """Bring all of them there; the outcomes so far are in the error when one fails."""
     settings = wanted_settings(parameters)
     # For `groundcrew-conda heal`; a channel's address may hold a password.
-    write_json(layout.root / SETTINGS, settings, mode=0o600)
+    write_json(layout.settings, settings, mode=0o600)
     outcomes = []
     for wanted in parameters["environments"]:
         name = wanted["name"]

@@ -63,7 +63,7 @@ def settings(layout: Layout) -> environments.Settings:
     """As the last deploy had them."""
     from . import environments
 
-    kept = read_json(layout.root / "settings.json") or {}
+    kept = read_json(layout.settings) or {}
     return environments.Settings(**kept)
 
 

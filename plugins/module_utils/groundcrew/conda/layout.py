@@ -46,6 +46,11 @@ class Layout:
         return self.root / "envs"
 
     @property
+    def settings(self) -> Path:
+        """Channels, pip index and linking, as the last deploy had them."""
+        return self.root / "settings.json"
+
+    @property
     def archives(self) -> Path:
         return self.root / "cache/archives"
 
